@@ -221,16 +221,19 @@ class MeasuredCosts:
     Args:
         verify_seconds: v(n): a pass of the target over n tokens after a prompt, by n.
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
-        catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
         tree_pass_seconds: A pass of a draft model over n tokens of a tree, by the draft's label and n.
         reading_seconds: Additional cost of a draft's first pass if it reads n tokens of the text, likewise.
     """
 
     verify_seconds: Mapping[int, float]
     draft_seconds: Mapping[str, float]
-    catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
     tree_pass_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     reading_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    @property
+    def catch_up_seconds(self) -> dict[str, float]:
+        """Returns the additional cost of a draft's first pass if it reads one more token, by the draft's label."""
+        return {label: self.reading_seconds.get(label, {}).get(2, 0.0) for label in self.draft_seconds}
 
     def verify(self, num_tokens: int) -> float | None:
         """Returns v(n), interpolated between measured lengths; None outside them."""

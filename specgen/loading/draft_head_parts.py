@@ -31,6 +31,7 @@ from specgen.models.packing import (
 from specgen.models.static.admission import head_admission_failure, not_fused, not_recorded
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
+from specgen.models.static.recorder import renewed
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +184,12 @@ def assembled(
     if not isinstance(parts.layers, DecoderLayers):
         reason = "its layer runs on transformers' code"
         return LoadedModel(DraftHeadModel(parts), info, (not_recorded(resolved.name, reason),))
-    recorder = target.recorder
     notices: tuple[str, ...] = ()
     for is_fused in kinds_of_passes((parts.layers.spec, parts.like)):
-        make = partial(StaticDraftHead, recorder=recorder, is_fused=is_fused)
-        failure = head_admission_failure(parts, make)
+        # The target records on, so a failed recording must not spoil its recorder.
+        probed = partial(StaticDraftHead, recorder=renewed(target.recorder), is_fused=is_fused)
+        failure = head_admission_failure(parts, probed)
         if failure is None:
-            return LoadedModel(make(parts), info, notices)
+            return LoadedModel(StaticDraftHead(parts, target.recorder, is_fused=is_fused), info, notices)
         notices = (not_fused(resolved.name, failure) if is_fused else not_recorded(resolved.name, failure),)
     return LoadedModel(DraftHeadModel(parts), info, notices)

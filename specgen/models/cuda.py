@@ -16,7 +16,7 @@ from specgen.models.static.admission import admission_failure
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass
-from specgen.models.static.recorder import CudaRecorder, Recorder
+from specgen.models.static.recorder import CudaRecorder, Recorder, renewed
 from specgen.models.static.segments import SegmentedPass
 from specgen.models.static.whole_pass import WholePass, fits_whole_pass
 
@@ -73,7 +73,7 @@ def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -
     reasons: list[str] = []
     for is_fused in _kinds_of_passes(model):
         # A recorder whose recording failed records nothing more.
-        own = [_new(recorder) if reasons else recorder for recorder in recorders]
+        own = [renewed(recorder) if reasons else recorder for recorder in recorders]
         static_pass = _static_pass(model, own[:-1], is_fused=is_fused)
         static = StaticModel(static_pass, model.vocab_size, own[-1])
         reason = admission_failure(static, model, is_draft=is_draft)
@@ -85,10 +85,6 @@ def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -
     if not reasons:
         return Recorded(model, "its passes can't be recorded: a layer has a running state or attends in chunks")
     return Recorded(model, "; ".join(dict.fromkeys(reasons)))
-
-
-def _new(recorder: Recorder) -> Recorder:
-    return CudaRecorder(recorder.device) if isinstance(recorder, CudaRecorder) else recorder
 
 
 def _kinds_of_passes(model: CachedModel) -> tuple[bool, ...]:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from specgen.models.decoder import Layer
+from specgen.models.decoder import Layer, Segment
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import SliceSlots
-from specgen.models.stored_slots import Rotations
 
 
 class HeadLayers(ABC):
@@ -63,25 +62,20 @@ class DecoderLayers(HeadLayers):
     def __init__(self, spec: DecoderSpec, layers: Sequence[Layer], like: Tensor) -> None:
         super().__init__(nn.ModuleList(layers))
         self.spec = spec
-        self.layers = layers
+        self.segment = Segment(spec, layers, like.dtype)
         self._slots = SliceSlots(spec, like)
 
     def run(self, hidden: Tensor, first: int) -> Tensor:
         """As in `HeadLayers`."""
-        return self._run(hidden, self._slots.begin(first, hidden.shape[0]))
+        return self.segment.run(hidden, self._slots.begin(first, hidden.shape[0]), self._slots)
 
     def run_rows(self, hidden: Tensor, length: int, parents: Sequence[int]) -> Tensor:
         """As in `HeadLayers`."""
-        return self._run(hidden, self._slots.begin_rows(length, parents))
+        return self.segment.run(hidden, self._slots.begin_rows(length, parents), self._slots)
 
     def drop_rows(self) -> None:
         """As in `HeadLayers`."""
         self._slots.drop_rows()
-
-    def _run(self, hidden: Tensor, rotations: Rotations) -> Tensor:
-        for layer in self.layers:
-            hidden = layer(hidden, rotations, self._slots)
-        return hidden
 
     def release(self) -> None:
         """As in `HeadLayers`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.models.decoder_spec import DecoderSpec, RotarySpec
+from specgen.models.decoder_spec import Activation, DecoderSpec, RotarySpec
 
 if TYPE_CHECKING:
     from specgen.models.stored_slots import KvSlots, Rotations
@@ -120,9 +120,13 @@ def gated_feed_forward(spec: DecoderSpec, widen: Function, narrow: Function, hid
         narrow: Down projection.
         hidden: `[..., n, hidden]`.
     """
-    gate, up = widen(hidden).chunk(2, dim=-1)
-    is_silu = spec.activation == "silu"
-    return narrow((functional.silu(gate) if is_silu else functional.gelu(gate, approximate="tanh")) * up)
+    return narrow(gated(spec.activation, widen(hidden)))
+
+
+def gated(activation: Activation, outputs: Tensor) -> Tensor:
+    """Turns gates and ups, side by side `[..., 2 n]`, into the activated gates times the ups, `[..., n]`."""
+    gate, up = outputs.chunk(2, dim=-1)
+    return (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")) * up
 
 
 @dataclass(slots=True)

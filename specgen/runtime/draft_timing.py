@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NUM_DRAFTED = 4
 """Draft tokens timed together: the first one of a draft also feeds what the draft model has not read yet."""
 FEW_TOKENS = (2, 4, 8)
-"""Tokens of the timed passes that read text or continue trees, beside one."""
+"""Sizes of the passes that are timed while they read text or continue trees, in tokens. One token is timed, too."""
 
 
 @dataclass(frozen=True, slots=True)

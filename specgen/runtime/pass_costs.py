@@ -102,7 +102,6 @@ def _medians(verify: dict[int, list[float]], drafting: dict[str, list[DraftSampl
     return MeasuredCosts(
         {n: median(values) for n, values in verify.items() if values},
         {label: median(one.token_seconds for one in samples) for label, samples in timed.items()},
-        {label: by_size.get(2, 0.0) for label, by_size in reading.items()},
         {label: by_size for label, by_size in trees.items() if by_size},
         {label: by_size for label, by_size in reading.items() if by_size},
     )

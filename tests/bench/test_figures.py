@@ -36,7 +36,7 @@ def test_texts_that_were_not_compared_have_no_verdict() -> None:
 def test_catching_up_after_a_fully_accepted_draft_is_in_the_curve() -> None:
     costs = report().costs
     assert costs is not None
-    costly = replace(costs, catch_up_seconds={LABEL: 0.01})
+    costly = replace(costs, reading_seconds={LABEL: {2: 0.01}})
 
     # 0.64: the probability that both are accepted.
     seconds = 2 * 0.015 + 0.12 + 0.64 * 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -12,13 +13,13 @@ from torch import Tensor
 
 from specgen.core.draft_tree import ROOT, path_to
 from specgen.core.errors import NumericalError
-from specgen.engine.contract import DRAFT_NOT_FINITE, LanguageModel, TreeModel, TreeTarget
+from specgen.engine.contract import DRAFT_NOT_FINITE, TreeModel, TreeTarget
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.sampling import Sampler, penalize, token_distributions
+from specgen.engine.sampling import penalize, token_distributions
 from specgen.engine.transfer import ids_on
 from specgen.engine.verification import Draft
 
@@ -116,19 +117,14 @@ class TreeDrafter(ModelDrafter):
     Otherwise it reads them again, in one pass with the target's own token.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        vocab_size: int,
-        sampler: Sampler,
-        max_positions: int | None = None,
-        columns: Tensor | None = None,
-    ) -> None:
-        super().__init__(model, vocab_size, sampler, max_positions, columns)
+    _last: _Growth | None = None
+    """The tree of the last round, while the model has its rows."""
+
+    @cached_property
+    def _keeper(self) -> TreeTarget | None:
+        """The model, if it keeps rows of trees."""
         # A recorded pass over a few more rows costs the same, and finding the path would wait for the device.
-        self._keeper = model if isinstance(model, TreeTarget) and self._recording is None else None
-        self._last: _Growth | None = None
-        """The tree of the last round, while the model has its rows."""
+        return self.model if isinstance(self.model, TreeTarget) and self._recording is None else None
 
     def feed(self, ids: Sequence[int]) -> None:
         """As in `Drafter`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.fused.support import is_dependent, launch_options
+from specgen.models.fused.support import launch_options
 from specgen.models.static.kv_views import StoredLayer, Visible
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ class FewRowsAttention:
             SIZE_PADDED=self._padded,
             PART=PART,
             BLOCK=64 if self._padded > 128 else PART,
-            IS_DEPENDENT=is_dependent(queries.device),
             num_warps=4,
             num_stages=2,
             **launch_options(queries.device),
@@ -105,7 +104,6 @@ class FewRowsAttention:
             SIZE_PADDED=self._padded,
             CHUNK=CHUNK,
             IS_SPLIT=is_split,
-            IS_DEPENDENT=is_dependent(queries.device),
             num_warps=4 if self._padded >= 128 else 2,
             **launch_options(queries.device),
         )
@@ -143,7 +141,6 @@ class FewRowsAttention:
             ROTATED=0 if stored.table is None else cosines.shape[-1],
             SIZE=spec.head_size,
             BLOCK=self._padded,
-            IS_DEPENDENT=is_dependent(queries.device),
             num_warps=2 if self._padded >= 128 else 1,
             **launch_options(queries.device),
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.fused.attention import FewRowsAttention
 from specgen.models.fused.products import Parts, Product, product_of, split
-from specgen.models.fused.support import is_dependent, launch_options, launching_on
+from specgen.models.fused.support import launch_options, launching_on
 from specgen.models.static.kv_views import StoredLayer, Visible
 
 if TYPE_CHECKING:
@@ -130,7 +130,6 @@ class FusedLayers:
             HAS_SCALE=scale != 1.0,
             IS_SPLIT=is_split,
             BLOCK=1 << (size - 1).bit_length(),
-            IS_DEPENDENT=is_dependent(residual.device),
             num_warps=8 if size > 1024 else 4,
             **launch_options(residual.device),
         )

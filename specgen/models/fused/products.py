@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from specgen.models.decoder_spec import Activation
+from specgen.models.forward_pass import gated
 from specgen.models.fused.divisions import Division, dense_division, nf4_division
-from specgen.models.fused.support import is_dependent, launch_options, launching_on
+from specgen.models.fused.support import launch_options, launching_on
 from specgen.models.fused.unpacking import NF4, unpacking
 from specgen.models.gemm_4bit import BLOCK, GemmNf4Linear
 
@@ -82,13 +82,14 @@ class KernelProduct(Product):
 
     Args:
         num_columns: Outputs.
+        num_inputs: Inputs.
         bias: `[num_columns]`.
     """
 
     has_exact_rows = True
 
-    def __init__(self, num_columns: int, bias: Tensor | None) -> None:
-        self._num_columns, self._bias = num_columns, bias
+    def __init__(self, num_columns: int, num_inputs: int, bias: Tensor | None) -> None:
+        self._num_columns, self._num_inputs, self._bias = num_columns, num_inputs, bias
 
     def parts(self, inputs: Tensor, division: Division | None = None) -> Parts:
         """As in `Product`."""
@@ -97,15 +98,13 @@ class KernelProduct(Product):
         self._launch(inputs, out, division, {"HAS_BIAS": False, "GATE": "none", "IS_SPLIT": False})
         return Parts(out, self._bias)
 
-    def gated(
-        self, inputs: Tensor, activation: Activation, *, is_split: bool = False, division: Division | None = None
-    ) -> Tensor:
+    def gated(self, inputs: Tensor, activation: Activation, *, is_split: bool = False) -> Tensor:
         """As in `Product`."""
         if self._bias is not None:
-            return gated(self._outputs(inputs), activation, is_split=is_split)
+            return _gated(self._outputs(inputs), activation, is_split=is_split)
         out = inputs.new_empty(inputs.shape[0], self._num_columns // 2)
         options = {"HAS_BIAS": False, "GATE": activation, "IS_SPLIT": is_split}
-        self._launch(inputs, out, division or self._divide(inputs.device, is_whole=True), options)
+        self._launch(inputs, out, self._divide(inputs.device, is_whole=True), options)
         return out
 
     def whole(self, inputs: Tensor) -> Tensor:
@@ -127,6 +126,19 @@ class KernelProduct(Product):
     def _launch(self, inputs: Tensor, out: Tensor, division: Division, options: dict[str, Any]) -> None:
         """Starts the kernel with these constants."""
 
+    def _constants(self, out: Tensor, division: Division, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns the constants and options that a launch needs for any kind of weight."""
+        return {
+            "NUM_COLUMNS": out.shape[-1],
+            "NUM_INPUTS": self._num_inputs,
+            "NUM_PARTS": division.num_parts,
+            "COLUMNS": division.columns,
+            "num_warps": division.num_warps,
+            "num_stages": division.num_stages,
+            **options,
+            **launch_options(out.device),
+        }
+
 
 class DenseProduct(KernelProduct):
     """A product with a weight in 16 bits.
@@ -137,12 +149,12 @@ class DenseProduct(KernelProduct):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight.shape[0], bias)
+        num_columns, num_inputs = weight.shape
+        super().__init__(num_columns, num_inputs, bias)
         self._weight = weight
 
     def _divide(self, device: torch.device, *, is_whole: bool) -> Division:
-        num_columns, num_inputs = self._weight.shape
-        return dense_division(num_columns, num_inputs, _num_processors(device), is_whole=is_whole)
+        return dense_division(self._num_columns, self._num_inputs, _num_processors(device), is_whole=is_whole)
 
     def _launch(self, inputs: Tensor, out: Tensor, division: Division, options: dict[str, Any]) -> None:
         from specgen.models.fused.kernels.products import multiply
@@ -155,17 +167,9 @@ class DenseProduct(KernelProduct):
             inputs if self._bias is None else self._bias,
             out,
             num_rows,
-            NUM_COLUMNS=num_columns,
-            NUM_INPUTS=self._weight.shape[1],
-            NUM_PARTS=division.num_parts,
             TILE=TILE if num_rows <= TILE else 2 * TILE,
-            COLUMNS=division.columns,
             BLOCK=division.block,
-            IS_DEPENDENT=is_dependent(inputs.device),
-            num_warps=division.num_warps,
-            num_stages=division.num_stages,
-            **options,
-            **launch_options(inputs.device),
+            **self._constants(out, division, options),
         )
 
 
@@ -179,8 +183,7 @@ class Nf4Product(KernelProduct):
     takes_split = True
 
     def __init__(self, layer: GemmNf4Linear) -> None:
-        super().__init__(layer.out_features, layer.bias)
-        self._num_inputs = layer.in_features
+        super().__init__(layer.out_features, layer.in_features, layer.bias)
         self._weight, self._scales = layer.packed, layer.scales_by_block()
         self._code = torch.tensor(NF4, device=self._weight.device)
 
@@ -201,18 +204,10 @@ class Nf4Product(KernelProduct):
             inputs if self._bias is None else self._bias,
             out,
             num_rows,
-            NUM_COLUMNS=num_columns,
-            NUM_INPUTS=self._num_inputs,
-            NUM_PARTS=division.num_parts,
             TILE=TILE,
-            COLUMNS=division.columns,
             UNROLLED=division.block // BLOCK,
             ASSEMBLY=unpacking(inputs.dtype) if inputs.is_cuda else "",
-            IS_DEPENDENT=is_dependent(inputs.device),
-            num_warps=division.num_warps,
-            num_stages=division.num_stages,
-            **options,
-            **launch_options(inputs.device),
+            **self._constants(out, division, options),
         )
 
 
@@ -232,7 +227,7 @@ class OtherProduct(Product):
 
     def gated(self, inputs: Tensor, activation: Activation, *, is_split: bool = False) -> Tensor:
         """As in `Product`."""
-        return gated(self.whole(inputs), activation, is_split=is_split)
+        return _gated(self.whole(inputs), activation, is_split=is_split)
 
     def whole(self, inputs: Tensor) -> Tensor:
         """As in `Product`."""
@@ -240,10 +235,9 @@ class OtherProduct(Product):
         return outputs
 
 
-def gated(outputs: Tensor, activation: Activation, *, is_split: bool) -> Tensor:
+def _gated(outputs: Tensor, activation: Activation, *, is_split: bool) -> Tensor:
     """Computes what `Product.gated` returns from outputs `[rows, columns]`."""
-    gate, up = outputs.chunk(2, dim=-1)
-    active = (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")) * up
+    active = gated(activation, outputs)
     return split(active) if is_split else active
 
 

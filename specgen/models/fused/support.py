@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -36,14 +37,13 @@ def fits(spec: DecoderSpec) -> bool:
 
 
 @cache
-def is_dependent(device: torch.device) -> bool:
-    """Returns whether a kernel may start while the one before still runs, see `dependent_launch`."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+def launch_options(device: torch.device) -> Mapping[str, bool]:
+    """Returns options of each launch: whether a kernel may start while the one before still runs.
 
-
-def launch_options(device: torch.device) -> dict[str, bool]:
-    """Returns what Triton must know about a launch."""
-    return {"launch_pdl": True} if is_dependent(device) else {}
+    See `dependent_launch`.
+    """
+    is_dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"IS_DEPENDENT": True, "launch_pdl": True} if is_dependent else {"IS_DEPENDENT": False}
 
 
 def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:

@@ -32,8 +32,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         assert isinstance(parts.layers, DecoderLayers), "the caller checks it"
         self._init_recording(self.device, recorder, parts.columns)
         with torch.inference_mode():
-            layers = parts.layers
-            self._static_layers = StaticLayers(layers.spec, layers.layers, parts.like, is_fused=is_fused)
+            self._static_layers = StaticLayers(parts.layers.segment, is_fused=is_fused)
             width = parts.layers.spec.hidden_size
             self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)
             self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from specgen.models.decoder import Decoder, Layer
-from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.decoder import Decoder, Segment
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import MAX_ROWS, PassInputs
 from specgen.models.static.slots import TensorSlots
@@ -23,20 +22,18 @@ class StaticLayers:
     """Layers on one device, with their cache.
 
     Args:
-        spec: Describes them.
-        layers: The layers.
-        like: A tensor of the type and device that they compute in.
+        segment: The layers.
         is_fused: Passes over few rows run on the kernels of `specgen.models.fused`.
     """
 
-    def __init__(self, spec: DecoderSpec, layers: Sequence[Layer], like: Tensor, *, is_fused: bool = False) -> None:
-        self.slots = TensorSlots(spec, like)
-        self._layers = layers
+    def __init__(self, segment: Segment, *, is_fused: bool = False) -> None:
+        self.slots = TensorSlots(segment.spec, segment.like)
+        self._segment = segment
         self._fused: FusedLayers | None = None
         if is_fused:
             from specgen.models.fused.layers import FusedLayers
 
-            self._fused = FusedLayers(spec, layers)
+            self._fused = FusedLayers(segment.spec, segment.layers)
 
     @property
     def has_exact_rows(self) -> bool:
@@ -47,10 +44,7 @@ class StaticLayers:
         """Turns inputs of the first layer `[n, hidden]` into outputs of the last; arguments as in `StaticPass.run`."""
         if self._fused is not None and hidden.shape[0] <= MAX_ROWS:
             return self._fused.run(hidden, self.slots.visible(positions, bucket, tree), self.slots.stored())
-        rotations = self.slots.begin(positions, bucket, tree)
-        for layer in self._layers:
-            hidden = layer.function(hidden, rotations, self.slots)
-        return hidden
+        return self._segment.run(hidden, self.slots.begin(positions, bucket, tree), self.slots)
 
 
 class DecoderPass:
@@ -71,8 +65,7 @@ class DecoderPass:
         self.num_embeddings = decoder.embedding.shape[0]
         self.features: StaticFeatures | None = None
         """Inputs of the head by position, if a draft head reads them."""
-        last = decoder.segments[-1]
-        self._last = StaticLayers(last.spec, last.layers, last.like, is_fused=is_fused)
+        self._last = StaticLayers(decoder.segments[-1], is_fused=is_fused)
         self._head: Callable[[Tensor], Tensor] = decoder.head
         self.has_exact_rows = self._last.has_exact_rows
         if is_fused:

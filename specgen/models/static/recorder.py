@@ -114,6 +114,11 @@ class CudaRecorder:
             raise
 
 
+def renewed(recorder: Recorder) -> Recorder:
+    """Returns a recorder that records although this one may have failed."""
+    return CudaRecorder(recorder.device) if isinstance(recorder, CudaRecorder) else recorder
+
+
 def _allocate(device: torch.device) -> None:
     torch.zeros(1, device=device)
 

@@ -108,7 +108,7 @@ class _Part:
 
     def __init__(self, decoder: Decoder, segment: Segment, recorder: Recorder, *, is_fused: bool) -> None:
         self.segment = segment
-        self._layers = StaticLayers(segment.spec, segment.layers, segment.like, is_fused=is_fused)
+        self._layers = StaticLayers(segment, is_fused=is_fused)
         self.slots, self.has_exact_rows = self._layers.slots, self._layers.has_exact_rows
         self.replays = Replays(recorder)
         self._decoder = decoder

@@ -1,7 +1,7 @@
 """Kernels of attention for few rows, in Triton: parts of the positions in parallel, then their sum.
 
-The positions of a part, and the rows of a tile, are the same for every pass. So a row has the same result, bit for bit,
-whatever else is in the pass (Dao et al. 2023, Flash-Decoding, with parts of fixed length).
+Parts and tiles have the same size in every pass. So the result of a row does not depend on the other rows of the pass,
+bit for bit. Dividing the positions is Flash-Decoding (Dao et al. 2023), here with parts of fixed length.
 """
 
 import triton

@@ -1,7 +1,7 @@
 """Matrix products of few rows, in Triton: weights in 16 bits or in nf4.
 
-Weights are read once, and inputs are padded to a tile of rows. A row is added up in the same order whatever else is in
-the tile, so it has the same result, bit for bit.
+Inputs are padded to a tile of rows. The products of a row are added in an order that does not depend on the other rows,
+so its result does not depend on them either, bit for bit.
 """
 
 import triton
@@ -71,6 +71,7 @@ def multiply(
     wait(IS_DEPENDENT)
     input_at = inputs + rows[:, None] * NUM_INPUTS + steps[None, :]
     weight_at = weight + columns[:, None].to(tl.int64) * NUM_INPUTS + steps[None, :]
+    up_at = weight_at + NUM_COLUMNS * NUM_INPUTS
     total = tl.zeros([TILE, COLUMNS], tl.float32)
     ups = tl.zeros([TILE, COLUMNS], tl.float32)
     for start in range(first, end, BLOCK):
@@ -79,8 +80,8 @@ def multiply(
         factors = tl.load(weight_at + start, mask=is_column[:, None] & is_step, other=0.0)
         total = tl.dot(given, tl.trans(factors), total)
         if GATE != "none":
-            beside = tl.load(weight_at + NUM_COLUMNS * NUM_INPUTS + start, mask=is_column[:, None] & is_step, other=0.0)
-            ups = tl.dot(given, tl.trans(beside), ups)
+            up_factors = tl.load(up_at + start, mask=is_column[:, None] & is_step, other=0.0)
+            ups = tl.dot(given, tl.trans(up_factors), ups)
     allow_next(IS_DEPENDENT)
     if GATE != "none":
         total = _activated(total, ups, out, GATE == "silu")
@@ -168,7 +169,7 @@ def multiply_nf4(
     wait(IS_DEPENDENT)
     input_at = inputs + rows[:, None] * NUM_INPUTS + pairs[None, :]
     weight_at = weight + columns[:, None].to(tl.int64) * (NUM_INPUTS // 2) + pairs[None, :]
-    beside = weight_at + NUM_COLUMNS * (NUM_INPUTS // 2)
+    up_at = weight_at + NUM_COLUMNS * (NUM_INPUTS // 2)
     total = tl.zeros([TILE, COLUMNS], tl.float32)
     ups = tl.zeros([TILE, COLUMNS], tl.float32)
     for start in range(first, end, UNROLLED):
@@ -185,7 +186,7 @@ def multiply_nf4(
             total = _scaled_dot(total, evens, odds, packed, own_scales, code, inputs, ASSEMBLY)
             if GATE != "none":
                 own_scales = tl.load(scales_at + NUM_COLUMNS, mask=has_block, other=0.0)
-                packed = tl.load(beside + block * 32, mask=has_block[:, None], other=0)
+                packed = tl.load(up_at + block * 32, mask=has_block[:, None], other=0)
                 ups = _scaled_dot(ups, evens, odds, packed, own_scales, code, inputs, ASSEMBLY)
     allow_next(IS_DEPENDENT)
     if GATE != "none":
