@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import sys
@@ -24,11 +25,22 @@ from typing import Any
 
 import pexpect.fdpexpect
 
+from tests.cli.barrier import wait_for_byte
+
 PROMPT, ACCEPTED = "\x1b[?2004h", "\x1b[?2004l"
 """What prompt_toolkit sends before it reads a line, and after it has read one."""
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[78])")
 ENVIRONMENT = {"TERM": "xterm", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "SPECGEN_CACHE": "/proc/x"}
+ANNOUNCEMENT_SECONDS = 30
+"""A child that announces nothing for longer hangs: it loads a tiny model in less than a second."""
 DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR_FORCE")
+
+
+def await_byte(descriptor: int) -> bytes:
+    """Waits for what a child announces; its output is shown after a failed test, by `Terminal.close`."""
+    ready, _, _ = select.select([descriptor], [], [], ANNOUNCEMENT_SECONDS)
+    assert ready, f"the child announced nothing in {ANNOUNCEMENT_SECONDS} s"
+    return os.read(descriptor, 1)
 
 
 class Barrier:
@@ -47,7 +59,7 @@ class Barrier:
 
         def logits(model: CachedModel, *arguments: Any, **options: Any) -> Any:
             os.write(self._announce, b"r")
-            os.read(self._wait, 1)
+            wait_for_byte(self._wait)
             return real_logits(model, *arguments, **options)
 
         def on_signal(signals: StopSignals, signum: int, frame: Any) -> None:
@@ -64,10 +76,10 @@ class Barrier:
         for number in range(count):
             if number:
                 os.write(self._release, b".")
-            assert os.read(self._announced, 1) == b"r"
+            assert await_byte(self._announced) == b"r"
 
     def await_signal(self) -> None:
-        assert os.read(self._announced, 1) == b"s"
+        assert await_byte(self._announced) == b"s"
 
     def open(self) -> None:
         """Lets all further rounds pass."""
@@ -96,12 +108,12 @@ class Shell:
                 os._exit(os.waitstatus_to_exitcode(status) % 256)
             os.tcsetpgrp(0, os.getpid())
             os.write(self._announce, b"z")
-            os.read(self._wait, 1)
+            wait_for_byte(self._wait)
             os.tcsetpgrp(0, job)
             os.kill(job, signal.SIGCONT)
 
     def await_stop(self) -> None:
-        assert os.read(self._suspended, 1) == b"z"
+        assert await_byte(self._suspended) == b"z"
 
     def resume(self) -> None:
         os.write(self._resume, b".")
@@ -184,8 +196,18 @@ class Terminal:
                 os.kill(self.pid, signal.SIGKILL)
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
+        # pytest shows this after a failed test only.
+        print(f"on the terminal, not yet read: {str(self.screen.buffer) + self._unread()!r}")
         with suppress(OSError):
             os.close(self.fd)
+
+    def _unread(self) -> str:
+        """Returns what the child wrote after the last wait, once the child has ended."""
+        chunks = []
+        with suppress(OSError):  # EIO: all is read
+            while select.select([self.fd], [], [], 0)[0] and (chunk := os.read(self.fd, 1 << 16)):
+                chunks.append(chunk)
+        return b"".join(chunks).decode(errors="replace")
 
 
 def _child(
