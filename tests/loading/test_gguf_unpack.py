@@ -20,8 +20,13 @@ from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import check_folder
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.gguf import float_values
 from specgen.loading.gguf import unpack as unpack_module
+from specgen.loading.gguf.contents import read_contents
 from specgen.loading.gguf.convert import convert_gguf
+from specgen.loading.gguf.model_config import CHANGES_THE_OUTPUT
+from specgen.loading.gguf.model_config import FAMILIES as MODEL_FAMILIES
+from specgen.loading.gguf.reader import GGML_TYPES
 from specgen.loading.gguf.rotary import carry_base_over
 from specgen.loading.gguf.unpack import can_unpack, unpack
 from specgen.loading.weights import load_weights
@@ -216,15 +221,17 @@ def test_a_converted_file_has_the_logits_of_the_librarys_model(tmp_path: Path, f
     assert relative_error(loaded.model.logits(ids, 50), expected) <= 1e-5
 
 
-def test_weights_larger_than_a_shard_go_to_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack_module, "SHARD_BYTES", 40_000)
+def test_a_tensor_is_unpacked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float_values, "PIECE_VALUES", 256)
+    monkeypatch.setattr(unpack_module, "JOB_VALUES", 1024)
     folder = tmp_path / "folder"
     folder.mkdir()
 
-    assert_equals_the_library(write(tmp_path / "tiny.gguf", "qwen3", num_layers=4), folder)
+    assert_equals_the_library(write(tmp_path / "tiny.gguf", "llama", num_layers=2), folder)
 
-    assert len(list(folder.glob("*.safetensors"))) > 2
-    assert check_folder(folder).decoder is not None
+
+def test_pieces_hold_whole_blocks_of_all_types() -> None:
+    assert {float_values.PIECE_VALUES % block for _, block, _ in GGML_TYPES.values()} == {0}
 
 
 def _partial(writer: Any, _: Shapes) -> None:
@@ -258,7 +265,7 @@ def test_transformers_conversion_keeps_the_base_of_the_rotary_embedding(tmp_path
     path = write(tmp_path / "tiny.gguf", "qwen3", edit=_partial)
     config = transformers.Starcoder2Config()
 
-    carry_base_over(path, config)
+    carry_base_over(read_contents(path), config)
 
     assert config.rope_parameters["rope_theta"] == 50_000.0
     assert json.loads(config.to_json_string())["rope_parameters"]["rope_theta"] == 50_000.0
@@ -274,7 +281,7 @@ def test_transformers_conversion_keeps_the_rotated_part_of_a_head(tmp_path: Path
         if name.endswith("rope.dimension_count")
     )
 
-    carry_base_over(path, config)
+    carry_base_over(read_contents(path), config)
 
     assert config.rope_parameters["partial_rotary_factor"] == size / 32
 
@@ -294,13 +301,13 @@ CHANGED = {"attention.sliding_window_pattern": 3, "expert_count": 4}
 """Values that real files have; other keys get a number."""
 
 
-@pytest.mark.parametrize("suffix", unpack_module._CHANGES_THE_OUTPUT)
+@pytest.mark.parametrize("suffix", CHANGES_THE_OUTPUT)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_key_that_changes_the_output_is_read_or_leaves_the_file_to_transformers(
     tmp_path: Path, family: str, suffix: str
 ) -> None:
     key, value = f"{family}.{suffix}", CHANGED.get(suffix, 2.5)
-    is_read = suffix in unpack_module._FAMILIES[family].keys
+    is_read = suffix in MODEL_FAMILIES[family].keys
     kind = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 
     def edit(writer: Any, _: Shapes) -> None:

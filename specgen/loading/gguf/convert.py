@@ -1,4 +1,4 @@
-"""Converts a GGUF file to a folder with safetensors in the cache, once per file: it takes 15 to 60 s.
+"""Converts a GGUF file to a folder with safetensors in the cache, once per file: it takes 2 to 60 s.
 
 The folder is published only when it is complete, and concurrent programs convert a file only once.
 """

@@ -16,9 +16,15 @@ from specgen.loading.gguf.entry_check import MAX_LAYERS, check_entries, check_he
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.other_kinds import refuse_other_kinds
 from specgen.loading.gguf.reader import (
+    ARRAY,
     GGML_TYPES,
+    MAX_ENTRIES,
     MAX_FOREIGN_TYPE,
+    MAX_KEY_BYTES,
+    MAX_STRING_BYTES,
     REMOVED_TYPES,
+    SCALARS,
+    STRING,
     Bytes,
     ForeignFileError,
     InconsistentFileError,
@@ -26,16 +32,11 @@ from specgen.loading.gguf.reader import (
 from specgen.loading.gguf.state_sizes import layer_state_values
 from specgen.loading.gguf.token_scan import TokenScan
 
-MAX_ENTRIES = 65_536
-MAX_KEY_BYTES = 256
-MAX_STRING_BYTES = 16 * 2**20
 MAX_ARRAY_STRING_BYTES = 64 * 2**10
 MAX_ARRAY_STRINGS = 4_000_000
 """Limit for the strings in all arrays of a file. Gemma 3 has 262,144 tokens and 514,906 merges."""
 MAX_ALIGNMENT = 2**20
 
-STRING, ARRAY = 8, 9
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 _SIGNED = frozenset({1, 3, 5, 11})
 _TOKEN_ARRAYS = {
     "tokenizer.ggml.tokens": (STRING,),
@@ -73,8 +74,7 @@ class _Scan(Bytes):
         super().__init__(file)
         self.strings_left = MAX_ARRAY_STRINGS
         self.vocab_rows: int | None = None
-        self.num_weight_bytes = 0
-        self.num_cache_values = 0
+        self.num_weight_bytes = self.num_cache_values = 0
         self.state_layers: set[str] = set()
         self.tokens = TokenScan()
         self.kinds: dict[str, int] = {}

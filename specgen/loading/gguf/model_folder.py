@@ -24,6 +24,7 @@ from specgen.core.progress import ProgressListener
 from specgen.loading.config_check import check_folder
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.gguf.absent_ids import copy_whole
+from specgen.loading.gguf.contents import read_contents
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.parts import first_part
 from specgen.loading.gguf.rotary import carry_base_over, refuse_lost_scaling
@@ -122,7 +123,7 @@ def _save(path: Path, folder: Path, header: GgufHeader) -> None:
     try:
         unpack(path, folder, written_type(header))
     except UnsupportedConfig:
-        refuse_lost_scaling(path)
+        refuse_lost_scaling(read_contents(path))
         _save_with_transformers(path, folder, header)
 
 
@@ -151,7 +152,7 @@ def _convert_with_transformers(source: Path, folder: Path, dtype: torch.dtype) -
     )
     check_complete(loading, folder, model.state_dict().keys())
     check_finite(model, folder)
-    carry_base_over(source, model.config)
+    carry_base_over(read_contents(source), model.config)
     _clear_quantization(model)
     model.save_pretrained(folder)
 

@@ -6,6 +6,12 @@ import os
 import struct
 from typing import BinaryIO
 
+MAX_ENTRIES = 65_536
+MAX_KEY_BYTES = 256
+MAX_STRING_BYTES = 16 * 2**20
+STRING, ARRAY = 8, 9
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+"""Types of entries by their numbers in GGUF files; those of numbers as formats of `struct`."""
 GGML_TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -107,6 +113,18 @@ class Bytes:
         self._check_rest(count)
         self.position += count
         self.file.seek(self.position)
+
+    def skip_strings(self, count: int, limit: int) -> None:
+        """Skips strings of at most `limit` bytes. There may be 300,000: the methods for one take much longer."""
+        read = self.file.read
+        for _ in range(count):
+            start = read(8)
+            length = int.from_bytes(start, "little")
+            if length > limit:
+                raise InconsistentFileError(f"a string of {length} bytes; at most {limit} are allowed")
+            if len(start) != 8 or len(read(length)) != length:
+                raise InconsistentFileError(f"truncated in a list of {count} strings")
+        self.position = self.file.tell()
 
     def _check_rest(self, count: int) -> None:
         if count > self.size - self.position:

@@ -6,13 +6,14 @@ transformers' own conversion silently drops it for all architectures but gpt-oss
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
-
-import gguf
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from specgen.core.errors import ModelFileError
 from specgen.loading.config_reader import UnsupportedConfig, is_number
+
+if TYPE_CHECKING:
+    from specgen.loading.gguf.contents import GgufContents
 
 _KEPT_BY_TRANSFORMERS = ("gpt-oss",)
 FACTORS = "rope_freqs.weight"
@@ -20,25 +21,25 @@ _OTHER_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 _UNTRANSLATED = ("yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor")
 
 
-def rope_scaling(reader: Any, architecture: str) -> dict[str, Any]:
+def rope_scaling(contents: GgufContents, architecture: str, divisors: Sequence[float] = ()) -> dict[str, Any]:
     """Returns the rule of a GGUF's rotary embedding; empty if it is not scaled.
 
     Divisors of the frequencies (`rope_freqs`, of Llama 3.1) become LongRoPE with the same factors at every length.
     As in llama.cpp, a factor without a type is linear.
 
     Args:
-        reader: A `gguf.GGUFReader`.
+        contents: The file's.
         architecture: The file's.
+        divisors: The values of its tensor `rope_freqs`, if it has one and they matter.
 
     Raises:
         UnsupportedConfig: The file scales in another way.
     """
 
     def field(name: str) -> Any:
-        found = reader.get_field(f"{architecture}.{name}")
-        return None if found is None else found.contents()
+        return contents.entries.get(f"{architecture}.{name}")
 
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = contents.tensors
     if other := [name for name in _OTHER_FACTORS if name in tensors]:
         raise UnsupportedConfig(f"the file has {other[0]}")
     factor = field("rope.scaling.factor") or field("rope.scale_linear") or 1.0
@@ -52,9 +53,8 @@ def rope_scaling(reader: Any, architecture: str) -> dict[str, Any]:
     if FACTORS in tensors:
         if kind not in ("none", "linear"):
             raise UnsupportedConfig(f"the file has rope_freqs, and rope.scaling.type is {kind!r}")
-        tensor = tensors[FACTORS]
-        divisors = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(-1) * (1.0 if kind == "none" else factor)
-        factors = {name: [float(value) for value in divisors] for name in ("short_factor", "long_factor")}
+        scaled = [divisor * (1.0 if kind == "none" else factor) for divisor in divisors]
+        factors = {"short_factor": scaled, "long_factor": scaled}
         rule = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": context}
         return {"rope_type": "longrope", **rule, **factors}
     if kind == "none" or (factor == 1.0 and kind == "linear"):
@@ -76,43 +76,41 @@ def rope_scaling(reader: Any, architecture: str) -> dict[str, Any]:
     }
 
 
-def refuse_lost_scaling(path: Path) -> None:
+def refuse_lost_scaling(contents: GgufContents) -> None:
     """Refuses a file whose rotary embedding transformers would read as if it were not scaled.
 
     Raises:
         ModelFileError: It would.
     """
-    reader: Any = gguf.GGUFReader(path)
-    architecture = str(reader.get_field("general.architecture").contents())
+    architecture = str(contents.entries["general.architecture"])
     if architecture in _KEPT_BY_TRANSFORMERS:
         return
     try:
-        reason = "it has a scaled rotary embedding" if rope_scaling(reader, architecture) else ""
+        reason = "it has a scaled rotary embedding" if rope_scaling(contents, architecture) else ""
     except UnsupportedConfig as error:
         reason = str(error)
     if reason:
         raise ModelFileError(
-            f"{path} can't be converted without changing the model's output: {reason}",
+            f"{contents.path} can't be converted without changing the model's output: {reason}",
             "use --backend llama.cpp (pip install 'specgen-cli[gguf]'), or a folder with safetensors",
         )
 
 
-def carry_base_over(path: Path, config: Any) -> None:
+def carry_base_over(contents: GgufContents, config: Any) -> None:
     """Sets base and size of the rotary embedding in the config of a file that transformers converted.
 
     It drops those of some architectures, such as StarCoder2 and StableLM, and takes the default.
 
     Args:
-        path: The file.
+        contents: The file's.
         config: The converted model's, a `transformers.PreTrainedConfig`.
     """
-    reader: Any = gguf.GGUFReader(path)
-    architecture = str(reader.get_field("general.architecture").contents())
-    base = reader.get_field(f"{architecture}.rope.freq_base")
+    architecture = str(contents.entries["general.architecture"])
+    base = contents.entries.get(f"{architecture}.rope.freq_base")
     rotary = getattr(config, "rope_parameters", None)
     if base is not None and isinstance(rotary, dict) and "rope_theta" in rotary:
-        rotary["rope_theta"] = float(base.contents())
-    size = reader.get_field(f"{architecture}.rope.dimension_count")
+        rotary["rope_theta"] = float(base)
+    size = contents.entries.get(f"{architecture}.rope.dimension_count")
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if isinstance(rotary, dict) and "partial_rotary_factor" in rotary:  # llama.cpp rotates all without the entry
-        rotary["partial_rotary_factor"] = 1.0 if size is None else size.contents() / head_size
+        rotary["partial_rotary_factor"] = 1.0 if size is None else size / head_size
