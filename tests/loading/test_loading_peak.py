@@ -1,10 +1,8 @@
-"""Loading takes little more memory than the weights: measured as the peak of a process that does nothing else."""
+"""Loading takes little more memory than the weights: measured as the peak of a child that does nothing else."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,50 +12,22 @@ from safetensors.torch import save_file
 from specgen.loading.decoder_families import decoder_spec
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.tensor_names import tensor_shapes
+from tests.cli.children import run_child
 
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 1024,
     "intermediate_size": 2048,
-    "num_hidden_layers": 18,
+    "num_hidden_layers": 8,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
-    "vocab_size": 32768,
+    "vocab_size": 16384,
     "tie_word_embeddings": False,
 }
 MAX_RATIO = 1.25
 LIBRARY_BYTES = 48 * 2**20
 """What the libraries' functions take for a block of rows, however large the model is. Where Triton is installed,
 bitsandbytes in nf4 takes up to 38 MiB."""
-CHILD = """
-import json, re, sys
-from pathlib import Path
-import torch
-from specgen.loading.config_check import check_folder
-from specgen.loading.decoder_weights import load_decoder, weight_bytes
-from specgen.loading.placement import Placement
-from specgen.models.formats import Int8Linear
-from specgen.models.packing import packed_linear
-from specgen.models.quantized import quantized_linear
-
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
-folder, dtype, quant, packed = Path(sys.argv[1]), *sys.argv[2:]
-torch.set_num_threads(4)
-with torch.inference_mode():  # what the libraries take when they run first
-    torch.randn(512, 512) @ torch.randn(512, 512)
-    if quant != "none" and not packed:
-        quantized_linear(torch.ones(64, 64, dtype=torch.bfloat16), None, quant)
-    if packed == "int8":
-        packed_linear(torch.ones(64, 64), Int8Linear)
-config = check_folder(folder)
-before = peak()
-decoder, _ = load_decoder(
-    folder, config.weight_files, config.decoder, Placement("cpu", False, dtype, quant, (), packed or None)
-)
-print(json.dumps([peak() - before, weight_bytes(decoder)]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +40,6 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's count of a process's memory")
 @pytest.mark.parametrize(
     ("dtype", "quant", "packed"),
@@ -89,8 +58,9 @@ def test_loading_takes_at_most_a_quarter_more_than_the_weights(
 ) -> None:
     if packed and not (has_float16_matmul() and has_int8_matmul()):
         pytest.skip("needs FBGEMM's kernels")
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(large_folder), dtype, quant, packed]
+    ended = run_child(str(large_folder), dtype, quant, packed, module="tests.loading.peak_child")
 
-    rise, weights = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert ended.code == 0, ended.err
+    rise, weights = json.loads(ended.out)
 
     assert 0.9 * weights < rise < MAX_RATIO * weights + LIBRARY_BYTES

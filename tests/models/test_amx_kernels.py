@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import complete_text, kernel_text, rounding_code
 from specgen.models.kernels import (
     INT8_ROWS_ON_VECTORS,
-    compile_kernels,
     compiled_float,
     compiled_int8,
     compiled_nf4,
@@ -34,7 +32,7 @@ from specgen.models.kernels import (
     nf4_kernels,
 )
 from specgen.models.native_code import NativeCode
-from specgen.models.native_weight import NO_PROLOGUE, Kernels, NativeWeight, Prologue, kernels_of
+from specgen.models.native_weight import NO_PROLOGUE, Kernels, NativeWeight, Prologue, RoundingKernels, kernels_of
 from specgen.models.nf4_code import nf4_tiles
 from specgen.models.nf4_weight import Nf4Weight
 from specgen.models.prologue_code import PROLOGUES
@@ -53,6 +51,12 @@ def int8_pair(weight: Tensor, bias: Tensor | None = None) -> tuple[Int8Weight, I
     assert on_amx is not None
     assert on_vectors is not None
     return Int8Weight(weight, bias, on_amx), Int8Weight(weight, bias, on_vectors)
+
+
+def nf4_kernels_of(is_on_amx: bool) -> RoundingKernels:
+    kernels = compiled_nf4(is_on_amx)
+    assert kernels is not None
+    return kernels
 
 
 def prepared(kind: str, num_rows: int, num_inputs: int) -> tuple[Tensor, Prologue]:
@@ -95,10 +99,7 @@ def test_int8_has_the_bits_of_the_kernel_on_vectors(sizes: tuple[int, int], kind
 def test_nf4_has_the_bits_of_the_kernel_on_vectors(sizes: tuple[int, int], kind: str) -> None:
     torch.manual_seed(sizes[0])
     weight, bias = torch.randn(sizes), torch.randn(sizes[0])
-    on_amx, on_vectors = (
-        Nf4Weight(weight, bias, compile_kernels(partial(nf4_tiles, on_amx=is_on_amx), WIDE))
-        for is_on_amx in (True, False)
-    )
+    on_amx, on_vectors = (Nf4Weight(weight, bias, nf4_kernels_of(is_on_amx)) for is_on_amx in (True, False))
 
     for num_rows in ROW_COUNTS:
         rows, prologue = prepared(kind, num_rows, sizes[1])
@@ -141,9 +142,11 @@ def test_each_row_of_bfloat16_has_its_own_sums(sizes: tuple[int, int]) -> None:
 def test_products_of_torch_on_amx_disturb_none_of_ours(num_threads: int) -> None:
     weight = torch.randn(1000, 576)
     rows = torch.randn(20, 576)
-    nf4 = compiled_nf4(True)
-    assert nf4 is not None
-    packed: list[NativeWeight] = [int8_pair(weight)[0], bfloat16_weight(weight), Nf4Weight(weight, None, nf4)]
+    packed: list[NativeWeight] = [
+        int8_pair(weight)[0],
+        bfloat16_weight(weight),
+        Nf4Weight(weight, None, nf4_kernels_of(True)),
+    ]
     alone = [part.multiply(rows) for part in packed]
 
     with threads(num_threads):
@@ -224,7 +227,7 @@ def test_a_planted_bug_in_bfloat16_is_noticed(old: str, new: str) -> None:
 def test_a_planted_bug_in_nf4_is_noticed(old: str, new: str) -> None:
     # Two times as many blocks as go through each loop at once, and a few more.
     weight, rows = torch.randn(40, 64 * 35), torch.randn(9, 64 * 35)
-    expected = Nf4Weight(weight, None, compile_kernels(nf4_tiles, WIDE)).multiply(rows)
+    expected = Nf4Weight(weight, None, nf4_kernels_of(False)).multiply(rows)
     text = kernel_text(nf4_tiles(WIDE, on_amx=True), PROLOGUES)
     assert old in text
     kernels = kernels_of(NativeCode(text.replace(old, new)), WIDE)
@@ -318,10 +321,8 @@ def test_no_byte_behind_the_scratch_memory_is_written(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Tensor, "new_empty", new_empty)
     weight, rows = torch.ones(64, 192), torch.ones(num_rows, 192)
-    nf4 = compiled_nf4(True)
-    assert nf4 is not None
 
-    for packed in (int8_pair(weight)[0], bfloat16_weight(weight), Nf4Weight(weight, None, nf4)):
+    for packed in (int8_pair(weight)[0], bfloat16_weight(weight), Nf4Weight(weight, None, nf4_kernels_of(True))):
         assert bool((packed.multiply(rows).round() == 192).all())
 
     assert len(margins) == 6

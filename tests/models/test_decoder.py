@@ -65,11 +65,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma2": ("Gemma2", GEMMA),
-    "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 7}),
+    "gemma3": ("Gemma3", {**GEMMA, "sliding_window_pattern": 2, "num_hidden_layers": 3}),
     "phi3": ("Phi3", {"pad_token_id": 0}),
     "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": WINDOW, "rope_parameters": PARTIAL}),
     "olmo2": ("Olmo2", {"pad_token_id": 0}),
-    "smollm3": ("SmolLM3", {"pad_token_id": 0, "num_hidden_layers": 5}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0, "no_rope_layer_interval": 2, "num_hidden_layers": 3}),
     "granite": ("Granite", GRANITE),
 }
 DIFFERENT = ("llama", "gemma2", "gemma3", "phi3-window", "smollm3", "granite")

@@ -28,7 +28,7 @@ TEXT = (
     "The harbour keeps a list of every ship, its cargo and its captain. 日本語 ×3\n\n"
     "def add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return"
 )
-NUM_TOKENS = 60
+NUM_TOKENS = 24
 LARGEST_ERROR = 1e-5
 """Of logits in float32, relative to their norm."""
 
@@ -75,6 +75,8 @@ def test_logits_equal_transformers(both: Both) -> None:
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
+# `test_smollm2` compares the texts of the first one, with more drafters.
+@pytest.mark.parametrize("both", NAMES[1:], indirect=True)
 def test_greedy_text_equals_generate_with_any_drafter(both: Both) -> None:
     made = both.theirs.generate(
         torch.tensor([both.ids]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.folders import cache_root
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.cli.children import run_child
-from tests.fakes import always_wrong, cached, ids_of, oracle, random_tokens, tiny_model
+from tests.fakes import always_wrong, cached, ids_of, oracle, tiny_model
 
 pytestmark = pytest.mark.real
 
@@ -45,6 +46,7 @@ RAW = [
 ]
 
 LENGTHS = (1, 4, 8)
+PlainRun = Callable[[str], Generation]
 
 prepare_libraries(verbose=False)
 
@@ -92,6 +94,10 @@ def prompts() -> list[Any]:
     return made
 
 
+def num_wanted(lengths: tuple[int, ...]) -> int:
+    return LONG if lengths == LENGTHS else SHORT
+
+
 def prompt_ids(text: str, is_raw: bool) -> list[int]:
     return encode_text(tokenizer(), text) if is_raw else ChatTemplate().encode(tokenizer(), [Message("user", text)])
 
@@ -104,6 +110,19 @@ def generation(
     for _ in made:
         pass
     return made
+
+
+@pytest.fixture(scope="module")
+def plain_run(loaded: dict[str, LoadedModels]) -> PlainRun:
+    """Returns the run of the target alone on a prompt of `prompts`, once each."""
+    cases = {text: (is_raw, num_wanted(lengths)) for text, is_raw, lengths in (one.values for one in prompts())}
+
+    @cache
+    def run(text: str) -> Generation:
+        is_raw, num_new = cases[text]
+        return generation(loaded["none"], prompt_ids(text, is_raw), 0, is_raw=is_raw, num_new=num_new)
+
+    return run
 
 
 @cache
@@ -131,17 +150,17 @@ def library_ids(models: LoadedModels, ids: list[int], num_new: int) -> list[int]
 
 @pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
 def test_every_drafter_gives_the_librarys_own_greedy_text(
-    loaded: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
+    loaded: dict[str, LoadedModels], plain_run: PlainRun, text: str, is_raw: bool, lengths: tuple[int, ...]
 ) -> None:
     ids = prompt_ids(text, is_raw)
-    num_new = LONG if lengths == LENGTHS else SHORT
+    num_new = num_wanted(lengths)
 
     def run(drafter: str, length: int) -> Generation:
         return generation(loaded[drafter], ids, length, is_raw=is_raw, num_new=num_new)
 
     expected = library_ids(loaded["none"], ids, num_new)
 
-    plain, lookups, own = run("none", 0), [run("lookup", length) for length in lengths], run("model", 3)
+    plain, lookups, own = plain_run(text), [run("lookup", length) for length in lengths], run("model", 3)
     assert all(made.token_ids == expected for made in (plain, *lookups, own))
     assert {made.text for made in (plain, *lookups, own)} == {plain.text}
     assert own.counts.acceptance_rate == 1.0
@@ -149,10 +168,10 @@ def test_every_drafter_gives_the_librarys_own_greedy_text(
 
 @pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
 def test_hopeless_and_perfect_drafts_give_the_same_text(
-    loaded: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
+    loaded: dict[str, LoadedModels], plain_run: PlainRun, text: str, is_raw: bool, lengths: tuple[int, ...]
 ) -> None:
     models, ids = loaded["none"], prompt_ids(text, is_raw)
-    plain = generation(models, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
+    plain = plain_run(text).token_ids[:SHORT]
     size = models.target.vocab_size
     sampler = models.sampler(SamplingSettings())
     other = cached(tiny_model(vocab_size=models.target.num_embeddings), size)
@@ -165,7 +184,6 @@ def test_hopeless_and_perfect_drafts_give_the_same_text(
     drafters = [
         oracle(plain, len(ids)),
         always_wrong(plain, len(ids), size),
-        random_tokens(1, size),
         ModelDrafter(other, size, sampler),
     ]
     assert [run(drafter) for drafter in drafters] == [plain] * len(drafters)
