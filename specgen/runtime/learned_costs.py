@@ -16,7 +16,8 @@ from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DraftVocab
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.row_cost import RowCost
 from specgen.loading.names import MTP_NAME

@@ -17,6 +17,7 @@ from specgen.engine.draft_length import (
     acceptance,
     baseline_refresh,
     cost_table,
+    draft_cost,
     exploration,
     fixed,
     model_drafts,
@@ -24,7 +25,8 @@ from specgen.engine.draft_length import (
     throughput,
 )
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.replays import Kind, Machine, edited_trace, free_trace, recorded_traces, speed
@@ -67,13 +69,12 @@ NEUTRAL: dict[ModuleType, dict[str, object]] = {
     cost_table: {
         "NUM_SAMPLES": 1,
         "SINGLE_HALF_LIFE": 1e9,
-        "DOUBTFUL": 1e9,
         "STEEPEST": 1e9,
         "DISTURBED": 1e9,
         "OPTIMISTIC_SLOPE": 0.0,
-        "HALF_LIFE": 1e9,
         "NUM_CONFIRMING": 1,
     },
+    draft_cost: {"DOUBTFUL": 1e9, "HALF_LIFE": 1e9},
     fixed: {"ACCEPTED_STEP": 0.0, "INITIAL_NUM_ACCEPTED": 0.0, "SHORTEST_MATCH": 1},
 }
 """By module: values that switch its tunables off."""

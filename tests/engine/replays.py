@@ -12,7 +12,8 @@ from typing import Literal
 
 from specgen.core.events import DraftSource, Round
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.lookup import LookupDrafter
 

@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.test_draft_length import FLAT, STEEP, STEPPED, Costs, Machine, auto
 

@@ -6,7 +6,8 @@ from statistics import fmean
 
 import pytest
 
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.replays import (

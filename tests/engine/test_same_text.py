@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 
 from specgen.core.settings import SamplingSettings
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter

@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 
 from specgen.engine.draft_length.acceptance import MeanAcceptance, TextVariation
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.answers import GRID, MAKERS, NOISES, Answer, Clock, Drafts, Noise, run, speeds
+from tests.engine.test_draft_length import FLAT, Machine
 from tests.profiles import by_profile
 
 SEEDS = range(by_profile(4, 24))
@@ -100,6 +103,21 @@ def test_draft_tokens_that_were_disturbed_for_a_while_are_tried_again() -> None:
     assert cost.typical_seconds == pytest.approx(0.4)
     cost.observe(1, 0.03)
     assert cost.seconds == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("slowed", ["draft tokens", "passes", "both"])
+def test_costs_that_were_stored_next_to_a_busy_program_do_not_end_the_drafts_of_a_short_text(slowed: str) -> None:
+    """Seen: a draft token measured 60 times too dear was stored, and the next four answers drafted nothing."""
+    passes = {n: FLAT(n) * (60 if n > 1 and slowed != "draft tokens" else 1) for n in range(1, 18)}
+
+    def speed(known: dict[int, float], draft_cost: float) -> float:
+        costs = CostTable(known)
+        rounds = Machine(FLAT, 0.1, 0.8).run(CostAwareLength(costs, DraftCost(draft_cost, costs)), 16, num_tokens=64)
+        return 64 / sum(round_.seconds for round_ in rounds)
+
+    undisturbed = speed({n: FLAT(n) for n in range(1, 18)}, 0.1)
+
+    assert speed(passes, 0.1 if slowed == "passes" else 6.0) > 1 + 0.4 * (undisturbed - 1)
 
 
 def test_a_cost_as_expected_does_not_fade() -> None:

@@ -10,7 +10,8 @@ import pytest
 from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length import acceptance, cost_table, exploration, model_drafts
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.replays import Machine as ReplayMachine

@@ -18,7 +18,8 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine import target_pass, tree_verification
 from specgen.engine.draft_length.acceptance import LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching, Step

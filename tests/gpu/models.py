@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from specgen.engine.contract import LanguageModel
 from specgen.engine.decoding import DecodeOptions
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear, weight_bytes

@@ -18,7 +18,8 @@ from specgen.core.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSe
 from specgen.engine.clock import device_clock
 from specgen.engine.contract import LanguageModel
 from specgen.engine.decoding import DecodeOptions, decode
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import NoDrafter

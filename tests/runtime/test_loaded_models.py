@@ -11,7 +11,8 @@ import pytest
 from specgen.core.draft_tree import ROOT
 from specgen.core.settings import DecodeSettings, DraftSchedule, ModelSettings
 from specgen.engine.draft_length.cost_table import CostTable
-from specgen.engine.draft_length.policy import CostAwareLength, DraftCost
+from specgen.engine.draft_length.draft_cost import DraftCost
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching
 from specgen.loading.resolve import find_files, resolve

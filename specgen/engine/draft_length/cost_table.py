@@ -1,4 +1,4 @@
-"""Learns what a target pass over n tokens and a draft token cost, in seconds."""
+"""Learns what a target pass over n tokens costs, in seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from math import inf
 from statistics import median
 
 from specgen.core.cost_model import interpolated
-from specgen.engine.draft_length.row_cost import RowCost
 
 NUM_SAMPLES = 7
 """Samples kept per length. Their median ignores a busy neighbour and still follows a growing context."""
@@ -16,11 +15,9 @@ NUM_SAMPLES = 7
 OPTIMISTIC_SLOPE = 0.05
 """Assumed cost of a further token where nothing is known, as a share of one pass: low, so that lengths get tried."""
 
-HALF_LIFE = 16
-"""Target passes after which an earlier run's cost of a draft token counts half, if it is not measured again."""
-
 SINGLE_HALF_LIFE = 8
-"""The same for a cost that was measured once: a first pass may be slow, and a high cost prevents its correction."""
+"""Passes after which a cost that was measured once counts half: a first pass may be slow, and a high cost prevents its
+correction."""
 
 NUM_CONFIRMING = 2
 """Passes of one run before a length is worth saving: a single one may have been slow."""
@@ -30,9 +27,6 @@ DISTURBED = 1.6
 
 STEEPEST = 2.0
 """A pass measured once costs at most this many times what its tokens would cost at the slope up to a shorter one."""
-
-DOUBTFUL = 2.0
-"""A cost of a draft token above this many times what an earlier run or the sizes let expect was probably disturbed."""
 
 CREDIBLE_SINGLE = 1.2
 """A pass over one token costs at most this share of one over several, unless many passes say so."""
@@ -90,7 +84,7 @@ class CostTable:
         if self._num_passes[num_tokens] >= NUM_CONFIRMING:
             self._confirmed.add(num_tokens)
         self._num_single = self._num_single + 1 if num_tokens == self._single else 0
-        self._medians[num_tokens] = _typical(samples)
+        self._medians[num_tokens] = typical(samples)
         self._longest = max(self._longest, num_tokens)
         if num_tokens in self._earlier:
             self._rescale()
@@ -101,18 +95,24 @@ class CostTable:
     def _limit_unrepeated(self) -> None:
         """Limits the costs of lengths that were measured once by those measured more often; they fade, too.
 
+        So do those of an earlier run that this run's passes contradict.
+
         Seen: first passes over two and four tokens took 2.3 and 7.2 steps, later ones 1.1 and 1.4; but there were none,
         since a draft of another length seemed to pay more, or none at all.
         """
         single = self._medians.get(self._single)
         if single is None:
             return
-        trust = _trust(self._num_single, SINGLE_HALF_LIFE)
+        weight = trust(self._num_single, SINGLE_HALF_LIFE)
         for num_tokens, samples in self._samples.items():
             if len(samples) == 1 and num_tokens > self._single:
                 seconds = min(samples[0], self._largest_credible(num_tokens, single))
                 # The longer nothing was drafted, the lower.
-                self._medians[num_tokens] = max(seconds * trust, min(seconds, single))
+                self._medians[num_tokens] = max(seconds * weight, min(seconds, single))
+        for num_tokens in self._earlier.keys() - self._samples.keys() - {self._single}:
+            # So many single tokens would cost no more.
+            if self._earlier[num_tokens] * self.drift > DISTURBED * num_tokens * single:
+                self._medians[num_tokens] = max(num_tokens * single * weight, single)
 
     def _largest_credible(self, num_tokens: int, single: float) -> float:
         """Returns what a pass costs at most, judging by other lengths; `single` is v(1)."""
@@ -188,92 +188,13 @@ class CostTable:
         return self._medians[longest] + self._medians[min(self._medians)] * OPTIMISTIC_SLOPE * (num_tokens - longest)
 
 
-class DraftCost:
-    """Seconds of one draft token, from rounds in which the drafter read little else.
-
-    A value that is too high would prevent drafting, and so its own correction: while nothing is drafted, an earlier
-    value shrinks with every pass of the target, and so does a measured one that is much higher than expected. Seen:
-    drafts next to another program took 0.4 s a token in three rounds, and would have taken 0.03 s in later answers.
-
-    Args:
-        seconds: From an earlier run.
-        costs: The target's table: if its passes became slower, the earlier value is scaled in the same way.
-        share: An estimate from sizes, as a share of the target's pass over one token; 0: unknown.
-    """
-
-    def __init__(self, seconds: float | None = None, costs: CostTable | None = None, share: float = 0.0) -> None:
-        self.rows = RowCost()
-        """Cost of further tokens in a pass over a tree."""
-        self._share = share
-        self._samples: deque[float] = deque(maxlen=NUM_SAMPLES)
-        self._typical = 0.0
-        self._earlier = seconds
-        self._costs = costs or CostTable()
-        self._first_drift, self._first_pass = self._costs.drift, self._costs.num_passes
-        self._num_rounds = self._last_pass = 0
-
-    def observe(self, num_tokens: float, seconds: float) -> None:
-        """Adds the draft of one round. An earlier run's value, or the estimate, counts as one round."""
-        if not self._samples and self._expected_seconds:
-            self._samples.append(self._expected_seconds)
-        if len(self._samples) > 1 and self._costs.num_passes - self._last_pass >= HALF_LIFE:
-            # After a pause, earlier drafts count as one: all of them may have been disturbed.
-            earlier = self._typical
-            self._samples.clear()
-            self._samples.append(earlier)
-        self._samples.append(seconds / num_tokens)
-        self._typical = _typical(self._samples)
-        self._num_rounds += 1
-        self._last_pass = self._costs.num_passes
-
-    @property
-    def is_supported(self) -> bool:
-        """Whether a draft token was measured, now or in an earlier run."""
-        return bool(self._samples) or self._earlier is not None
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether this run measured the cost."""
-        return self._num_rounds > 0
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether this run measured the cost often enough to save it."""
-        return self._num_rounds >= NUM_CONFIRMING
-
-    @property
-    def seconds(self) -> float:
-        """Cost of a token; 0 while unknown, so that drafting gets tried."""
-        if len(self._samples) > 1:
-            half_life = HALF_LIFE * min(self._num_rounds, NUM_SAMPLES)
-            faded = self._typical * _trust(self._costs.num_passes - self._last_pass, half_life)
-            return max(faded, min(self._typical, DOUBTFUL * self._expected_seconds or inf))
-        if self._samples:
-            single = self._costs.seconds(1)
-            seconds = min(self._typical, single) if single else self._typical
-            return seconds * _trust(self._costs.num_passes - self._last_pass, SINGLE_HALF_LIFE)
-        return self._expected_seconds * _trust(self._costs.num_passes - self._first_pass, HALF_LIFE)
-
-    @property
-    def typical_seconds(self) -> float:
-        """Cost of a token by this run's drafts, however long ago; `seconds` if it made none."""
-        return self._typical if self.is_measured else self.seconds
-
-    @property
-    def _expected_seconds(self) -> float:
-        """An earlier run's cost, or an estimate from sizes."""
-        if self._earlier is None:
-            return self._share * self._costs.seconds(1)
-        return self._earlier * self._costs.drift / self._first_drift
-
-
-def _typical(samples: Sequence[float]) -> float:
+def typical(samples: Sequence[float]) -> float:
     """Returns the median; of two samples that differ much, the smaller one."""
     if len(samples) == 2 and max(samples) > DISTURBED * min(samples):
         return min(samples)
     return median(samples)
 
 
-def _trust(num_passes: int, half_life: int) -> float:
+def trust(num_passes: int, half_life: int) -> float:
     """Returns the weight of a cost that was measured `num_passes` target passes ago."""
     return float(0.5 ** (num_passes / half_life))

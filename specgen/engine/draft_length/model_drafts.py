@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from specgen.core.events import Prefill, Round
 from specgen.core.settings import LONGEST_AUTO_DRAFT
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.replay_cost import ReplayCost
 from specgen.engine.draft_length.throughput import RecentRounds, Throughput
 

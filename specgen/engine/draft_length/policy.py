@@ -9,7 +9,8 @@ from __future__ import annotations
 from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence, LookupMatch
 from specgen.engine.draft_length.baseline_refresh import BaselineRefresh
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.exploration import Exploration
 from specgen.engine.draft_length.lookup_drafts import LookupDrafts
 from specgen.engine.draft_length.model_drafts import ModelDrafts

@@ -20,7 +20,8 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.contract import GreedyDrafter, GreedyVerifier, RecordingModel
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.tree_length import TreeLength
