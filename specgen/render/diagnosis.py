@@ -1,28 +1,18 @@
-"""Decides whether a speedup is doubtful, why a run was slower than the baseline, and what to try instead."""
+"""Says why a speedup is doubtful, why a run was slower than the baseline, and what to try instead."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from specgen.core.cost_model import is_unlike
+from specgen.core.doubt import Doubt, find_doubt
 from specgen.core.results import RunReport
 
 LARGE_DRAFT_SHARE = 0.4
 """From here on drafting takes about as long as it should save."""
-MAX_NOISE = 1.1
-"""A round takes at least a step of the baseline: except for noise, a speedup is at most the tokens per round."""
 LOW_ALPHA = 0.5
 """Below this, two draft tokens in a row are accepted in less than a quarter of the cases."""
 PAUSED_ROUNDS = 4
 """Rounds per tested draft token from which `auto` has mostly not drafted."""
-
-
-class Doubt(StrEnum):
-    """Reasons to take a speedup for an error of timing."""
-
-    NOTHING_DRAFTED = "nothing_drafted"
-    IMPOSSIBLE = "impossible"
-    UNLIKE_PREDICTED = "unlike_predicted"
 
 
 class Cause(StrEnum):
@@ -32,20 +22,6 @@ class Cause(StrEnum):
     EXPENSIVE_DRAFT = "expensive_draft"
     LOW_ACCEPTANCE = "low_acceptance"
     EXPENSIVE_VERIFICATION = "expensive_verification"
-
-
-def find_doubt(report: RunReport) -> Doubt | None:
-    """Returns the reason to doubt the speedup of a run, if there is one."""
-    speedup, counts = report.speedup, report.counts
-    if not speedup or report.info.drafter in ("none", "server"):
-        return None
-    if not counts.num_drafted:
-        return Doubt.NOTHING_DRAFTED
-    if speedup > MAX_NOISE * counts.timed.tokens_per_round:
-        return Doubt.IMPOSSIBLE
-    if report.forecast is not None and is_unlike(speedup, report.forecast.speedup):
-        return Doubt.UNLIKE_PREDICTED
-    return None
 
 
 def find_causes(report: RunReport) -> tuple[Cause, ...]:

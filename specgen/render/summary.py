@@ -8,10 +8,11 @@ from typing import NamedTuple
 from rich.text import Text
 
 from specgen.core.baseline import Baseline
+from specgen.core.doubt import find_doubt
 from specgen.core.metrics import Counts, Detail
 from specgen.core.results import RunReport
 from specgen.core.units import format_size
-from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
+from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_remedies
 from specgen.render.formatting import (
     LABEL_CELLS,
     format_drafter,

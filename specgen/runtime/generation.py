@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from specgen.core.baseline import Baseline
 from specgen.core.comparison import first_difference
 from specgen.core.cost_model import Forecast
+from specgen.core.doubt import was_disturbed
 from specgen.core.errors import MemoryShortageError, NumericalError
 from specgen.core.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
 from specgen.core.metrics import Counts
@@ -170,8 +171,9 @@ class Generation:
         return self.counts.num_rounds > 0
 
     def finish(self) -> None:
-        """Saves the measured costs of passes for later runs."""
-        learned_costs.save(self.models)
+        """Saves the measured costs of passes for later runs, unless other programs disturbed the timing."""
+        if not was_disturbed(self.report()):
+            learned_costs.save(self.models)
 
     def report(self) -> RunReport:
         """Returns what is known of the run so far; may be called at any time, also after an error."""

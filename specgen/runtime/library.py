@@ -133,7 +133,7 @@ class Models:
         for _ in generation:
             pass
         generation.measure_baseline(baseline)
-        learned_costs.save(self._loaded)
+        generation.finish()
         return generation.report()
 
     def chat(self, **options: Unpack[AnswerKeywords]) -> Chat:

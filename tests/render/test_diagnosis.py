@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from specgen.core.cost_model import Forecast
+from specgen.core.doubt import Doubt, find_doubt
 from specgen.core.results import RunReport
-from specgen.render.diagnosis import Cause, Doubt, explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
+from specgen.render.diagnosis import Cause, explain_causes, explain_doubt, find_causes, find_remedies
 from specgen.render.summary import format_summary, format_turn
 from tests.render.runs import counts, info, report, warmed_up
 

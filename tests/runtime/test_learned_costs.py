@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from specgen.core.baseline import Baseline
 from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.events import Round
 from specgen.core.metrics import Counts
@@ -54,6 +55,32 @@ def test_costs_are_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path)
 
     assert second.draft_length.costs.known == pytest.approx({1: 0.020, 4: 0.025})
     assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)
+
+
+@pytest.mark.parametrize(("draft_seconds", "is_stored"), [(0.006, True), (0.36, False)])
+def test_costs_of_a_disturbed_answer_are_not_stored(
+    toys: dict[str, Path], draft_seconds: float, is_stored: bool
+) -> None:
+    """Seen: drafts beside a compiler took 60 times as long as measured after it, and were stored."""
+    first, second = open_models(toys), open_models(toys)
+    generation = Generation(first, Request([1, 2, 3], DecodeSettings(8, 3), SamplingSettings()))
+    rounds = [Round(at, (4, 5, 6), 3, 8, 0, 0.018, 0.025, 0.0, "model", num_passes=3) for at in range(4)]
+    for round_ in rounds:
+        generation.counts.observe(round_)
+    baseline = Counts()
+    baseline.observe(Round(0, (), 0, 3, 0, 0.0, 0.020, 0.0))
+    for _ in range(12):
+        first.draft_length.costs.observe(1, 0.020)
+        first.draft_length.costs.observe(4, 0.025)
+        first.draft_length.draft_cost.observe(3, 3 * draft_seconds)
+    generation.baseline = Baseline("calibrate", 1, 0.020)
+    generation.forecast = learned_costs.predict(first, generation.counts, baseline)
+
+    generation.finish()
+    learned_costs.load(second)
+
+    assert second.draft_length.costs.known == (pytest.approx({1: 0.020, 4: 0.025}) if is_stored else {})
+    assert second.draft_length.draft_cost.is_supported == is_stored
 
 
 def draft_in_trees(models: LoadedModels) -> list[Round]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.signals import Stopped
+from specgen.core.doubt import find_doubt
 from specgen.core.errors import OutputError, ServerError, SpecgenError
 from specgen.core.settings import ReplySettings
-from specgen.render.diagnosis import find_doubt
 from specgen.render.summary import format_turn
 from specgen.storage.transcript import ChatMessage
 

@@ -27,11 +27,11 @@ from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
+from specgen.core.doubt import Doubt
 from specgen.core.errors import SpecgenError
 from specgen.core.events import RoundText
 from specgen.core.settings import ModelSettings
 from specgen.models.cached_model import CachedModel
-from specgen.render.diagnosis import Doubt
 from specgen.runtime.conversation import Conversation
 from specgen.storage.saved_chats import SessionFolder
 from tests.cli.chat.scenes import OWN_TEMPLATE, fresh_ids, open_toy, saved
