@@ -80,6 +80,7 @@ class Generation:
             self._notices += [notice] if notice not in models.reported else []
             models.reported.add(notice)
         self._may_draft = bool(request.decode.num_draft_tokens) and models.pair.settings.drafter != "none"
+        self._teaches_costs = not models.weighs_costs(request.decode)
         self.is_interrupted = False
         self._error: Exception | None = None
         self._started = perf_counter()
@@ -223,7 +224,7 @@ class Generation:
             self.counts.observe_prefill(event)
         elif isinstance(event, RoundText):
             self.counts.observe(event.round)
-            if self.request.decode.schedule == "constant":
+            if self._teaches_costs:
                 learned_costs.observe(self.models, event.round)
             self.token_ids += event.round.token_ids
             self.text += event.kept

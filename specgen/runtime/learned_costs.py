@@ -93,7 +93,7 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
 
 
 def observe(models: LoadedModels, round_: Round) -> None:
-    """Updates the costs from a round with a fixed draft length; `-k auto` updates them itself."""
+    """Updates the costs from a round whose policy does not weigh them; others update them themselves."""
     if round_.is_warmup:
         return
     draft_length, num_passes = models.draft_length, round_.num_draft_passes

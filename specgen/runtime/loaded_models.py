@@ -224,12 +224,19 @@ class LoadedModels:
 
     def length_policy(self, settings: DecodeSettings) -> LengthPolicy | None:
         """Returns what decides the drafts of the next answer; None: the settings' constant length."""
-        by_cost = self.draft_length if settings.schedule == "auto" else None
-        if not settings.num_tree_nodes or no_trees_reason(self) is not None:
+        by_cost = self.draft_length if self.weighs_costs(settings) else None
+        if not self._has_trees(settings):
             return by_cost
-        if is_by_cost := settings.tree_schedule == "auto":
-            by_cost = self.draft_length  # also with a constant length, which limits the paths
-        return TreeLength(settings.num_tree_nodes, by_cost, is_fixed=not is_by_cost, acceptance=self.tree_acceptance)
+        is_fixed = settings.tree_schedule != "auto"
+        return TreeLength(settings.num_tree_nodes, by_cost, is_fixed=is_fixed, acceptance=self.tree_acceptance)
+
+    def weighs_costs(self, settings: DecodeSettings) -> bool:
+        """Returns whether an answer's policy weighs costs, and so learns them from its rounds."""
+        # Where costs size the trees, a constant length limits their paths.
+        return settings.schedule == "auto" or (settings.tree_schedule == "auto" and self._has_trees(settings))
+
+    def _has_trees(self, settings: DecodeSettings) -> bool:
+        return settings.num_tree_nodes > 0 and no_trees_reason(self) is None
 
     def check_batch_invariance(self) -> BatchInvarianceCheck:
         """Checks the target's batch invariance now, whatever its weights; clears the caches."""

@@ -616,6 +616,22 @@ def test_recordings_during_an_answer_are_in_its_time_and_not_in_its_speed(opened
     assert answer.report().speedup == pytest.approx(2 * num_tokens / seconds)
 
 
+@pytest.mark.parametrize(("num_nodes", "tree"), [(0, "constant"), (6, "constant"), (6, "auto")])
+@pytest.mark.parametrize("schedule", ["constant", "auto"])
+def test_each_round_teaches_its_costs_once(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, schedule: Any, num_nodes: int, tree: Any
+) -> None:
+    models = opened("random", "other")
+    learned: list[int] = []
+    decode = DecodeSettings(40, 3, schedule, num_tree_nodes=num_nodes, tree_schedule=tree)
+    generation = Generation(models, Request(list(CHAT), decode, GREEDY))
+    monkeypatch.setattr(CostTable, "observe", lambda _, num_tokens, seconds: learned.append(num_tokens))
+
+    rounds = [event.round for event in generation if isinstance(event, RoundText)]
+
+    assert learned == [round_.num_fed for round_ in rounds if not round_.is_warmup]
+
+
 def test_no_cost_is_learned_from_a_step_of_the_baseline_that_warms_up(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
