@@ -12,12 +12,12 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.model_files import describe_content, is_gguf, open_regular, reason
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, Quantization
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
 MTP_NAME = "mtp"
@@ -115,6 +115,12 @@ def _place(name: str) -> ModelPlace:
         if os.path.islink(path):  # Path.is_symlink() raises for a name that is too long
             raise ModelFileError(
                 f"{name} is a link to {os.readlink(path)}, which can't be followed: {reason(error)}"
+            ) from error
+        if (format_ := name.rpartition(":")[2]) in get_args(Quantization) and format_ != name:
+            options = f"--draft-quant {format_}, or --quant {format_} for the target"
+            raise ModelNotFoundError(
+                f"no model at {name}: only bench takes a weight format after the name of a draft",
+                f"give it as {options}",
             ) from error
         if (found := _read_hub_name(name)) is not None and found.id != name:
             return _hub_place(found, name)

@@ -121,6 +121,16 @@ def test_a_path_is_no_pasted_name(name: str) -> None:
     fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), f"no model at {name}")
 
 
+@pytest.mark.parametrize("name", ["owner/name:nf4", "./folder:nf4", "folder:nf4", "owner/name@main:nf4"])
+def test_a_weight_format_after_a_name_names_the_options(name: str) -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), name, "--draft-quant nf4", "--quant nf4")
+
+
+@pytest.mark.parametrize("name", ["nf4", "auto", "none"])
+def test_a_model_may_have_the_name_of_a_weight_format(name: str) -> None:
+    assert find_place(ModelSettings(name)).kind == "hub"
+
+
 # F26
 
 
