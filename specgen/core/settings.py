@@ -21,6 +21,8 @@ DEFAULT_MAX_NEW_TOKENS, DEFAULT_REPLY_TOKENS = 256, 1024
 """Limits of an answer and of a chat's reply if the user gives none; both are cut to the context window."""
 MAX_DRAFT_TOKENS = 64
 """Longest draft that can be requested; beyond it no measured pair gains anything."""
+MAX_CHECKED_TOKENS = MAX_DRAFT_TOKENS + 1
+"""Tokens of the longest pass that checks a draft: the draft and the token before it. Longer passes read prompts."""
 LONGEST_AUTO_DRAFT = 16
 """Longest draft of `-k auto`: at the best acceptance measured, a longer one gains under 2 %."""
 RESERVED_VARIABLES = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.core.settings import MAX_CHECKED_TOKENS, MAX_DRAFT_TOKENS
 from specgen.doctor.model_sizes import ModelSizes, mtp_sizes, own_sizes, transformers_sizes
 from specgen.doctor.results import CROP, MemoryPlan, RollbackPlan
 from specgen.loading.cuda_memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
@@ -16,7 +16,6 @@ from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.checkpoints import MAX_CHECKPOINTS
 from specgen.models.float_rows import INPUTS_UNIT
 from specgen.models.kv_slots import FIRST_CAPACITY
-from specgen.models.llama_cpp import MAX_ROWS
 from specgen.models.packing import has_float_matmul
 from specgen.models.static.prefill import prefill_chunk
 
@@ -85,7 +84,7 @@ def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
     It also makes room for two float32 sets of running states: the present ones, and those before a draft. The size is
     unknown for some architectures, and then not counted.
     """
-    logits = MAX_ROWS * (config.vocab_rows or 0) * 4
+    logits = MAX_CHECKED_TOKENS * (config.vocab_rows or 0) * 4
     states = header.state_bytes
     cache = header.num_cache_values * 2 * (config.max_positions or 0) + 2 * (states or 0)
     # llama.cpp restores copies also for models whose states are convolutions alone. It holds the one before a draft.

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.float_linear import reading_prompt
-from specgen.models.kv_slots import MAX_SINGLE_ROWS, SliceSlots
+from specgen.models.kv_slots import SliceSlots
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4
 from specgen.models.shortlist_head import ShortlistHead
 from specgen.models.stored_slots import Rotations
@@ -96,7 +97,7 @@ class DecoderModel(CachedModel):
         decoder = self.decoder
         if self._shortlist is not None:
             self._shortlist.cut(self.length)
-            self._shortlist.read(new, is_prompt=new.shape[0] > MAX_SINGLE_ROWS)
+            self._shortlist.read(new, is_prompt=new.shape[0] > MAX_CHECKED_TOKENS)
         hidden = self._layers_output(new, [slots.begin(self.length, new.shape[0]) for slots in self._slots])
         if self.target_features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from torch import Tensor
 
 from specgen.core.machine import cpu_flags
-from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.models.cpu_vectors import has_bfloat16_products
 from specgen.models.float_weight import FloatWeight
 from specgen.models.formats import Float16Linear, NativeLinear
@@ -65,7 +65,7 @@ class BFloat16Linear(FloatLinear):
 
     def _most_own_rows(self) -> int:
         if not _reads_prompt.get():
-            return MAX_DRAFT_TOKENS + 1
+            return MAX_CHECKED_TOKENS
         return MOST_AMX_ROWS if self._weight.packs_columns else MOST_OWN_ROWS
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specgen.core.draft_tree import depths_of
-from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.models.attention_kernel import NewRows, SeenPositions, kernel_for, seen_by_rows
 from specgen.models.capped_attention import attend_capped
 from specgen.models.decoder_spec import DecoderSpec
@@ -19,9 +19,6 @@ from specgen.models.tree_mask import tree_mask
 
 FIRST_CAPACITY = 512
 """Positions of a new cache; it doubles when it is full."""
-
-MAX_SINGLE_ROWS = MAX_DRAFT_TOKENS + 1
-"""Tokens of a pass that may attend one by one: the longest draft and the token before it. Longer passes are prompts."""
 
 
 class SliceSlots(StoredSlots):
@@ -107,7 +104,7 @@ class SliceSlots(StoredSlots):
     ) -> Tensor:
         """As in `KvSlots`; in one call where our own kernel runs."""
         num_new, kernel = self._last - self._first, self._kernel
-        if kernel is None or num_new > MAX_SINGLE_ROWS:
+        if kernel is None or num_new > MAX_CHECKED_TOKENS:
             return super().rotate_and_attend(layer, heads, values, table)
         if table is not None and table[0].shape[-1] != kernel.rotary_size:
             heads, table = rotate(heads, table), None
@@ -124,7 +121,7 @@ class SliceSlots(StoredSlots):
         self._values[layer].narrow(1, first, last - first).copy_(values.transpose(0, 1))
         if self._parents:
             return self._attend_rows(layer, queries, keys, values)
-        if self._attends_by_row and 1 < last - first <= MAX_SINGLE_ROWS:
+        if self._attends_by_row and 1 < last - first <= MAX_CHECKED_TOKENS:
             rows = enumerate(torch.split(queries, 1))
             return torch.cat([self._attend(layer, row, first + index, is_alone=True) for index, row in rows])
         return self._attend(layer, queries, first)

@@ -16,14 +16,11 @@ import torch
 from torch import Tensor
 
 from specgen.core.errors import DeviceError, MemoryShortageError, PromptError
-from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.models.llama_cpp_states import NUM_SEQUENCES, SequenceStates
 
 PREFILL_CHUNK = 128
 """Tokens of one prefill pass: larger ones are no faster on a CPU, and Ctrl-C waits for the end of a pass."""
-
-MAX_ROWS = MAX_DRAFT_TOKENS + 1
-"""Rows of logits in one pass; llama.cpp allocates a buffer for that many rows of the vocabulary."""
 
 
 class NativeWeights(Protocol):
@@ -112,7 +109,8 @@ class LlamaCppModel:
         params.n_batch = params.n_ubatch = PREFILL_CHUNK
         params.n_seq_max = NUM_SEQUENCES if self.is_recurrent else 1
         params.kv_unified = True  # the sequences share the context's positions
-        params.n_outputs_max = params.n_outputs_max_per_seq = MAX_ROWS
+        # It allocates a buffer for that many rows of logits.
+        params.n_outputs_max = params.n_outputs_max_per_seq = MAX_CHECKED_TOKENS
         params.n_threads = params.n_threads_batch = self.num_threads
         # A cache limited to a sliding window could not be rewound beyond the window's edge.
         params.swa_full = True
@@ -153,15 +151,15 @@ class LlamaCppModel:
         if self.is_recurrent and drafted and self.length <= len(ids):
             self._states.note_draft(self.length)
         new = [*ids[self.length :], *drafted[max(0, self.length - len(ids)) :]]
-        if num_last <= MAX_ROWS and len(new) <= PREFILL_CHUNK:
+        if num_last <= MAX_CHECKED_TOKENS and len(new) <= PREFILL_CHUNK:
             return self._decode(new, num_last)[:, : self.vocab_size]
         return self._logits_in_pieces(new, num_last)[:, : self.vocab_size]
 
     def _logits_in_pieces(self, new: Sequence[int], num_last: int) -> Tensor:
         rows = []
         num_without_logits = len(new) - num_last
-        for start in range(0, len(new), MAX_ROWS):
-            piece = new[start : start + MAX_ROWS]
+        for start in range(0, len(new), MAX_CHECKED_TOKENS):
+            piece = new[start : start + MAX_CHECKED_TOKENS]
             num_rows = min(len(piece), max(0, start + len(piece) - num_without_logits))
             rows.append(self._decode(piece, num_rows).clone())
         return torch.cat(rows)
@@ -220,7 +218,7 @@ class LlamaCppModel:
         pointer = self._library.llama_get_logits(self._context)
         address = ctypes.addressof(pointer.contents)
         if address != self._rows_at:
-            self._rows, self._rows_at = self._owner.rows_at(address, MAX_ROWS, self.num_embeddings), address
+            self._rows, self._rows_at = self._owner.rows_at(address, MAX_CHECKED_TOKENS, self.num_embeddings), address
         return self._rows[:count]
 
     def _failure(self, status: int, largest_id: int) -> Exception:

@@ -14,7 +14,7 @@ from specgen.core.events import Round
 from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
-from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DraftVocab
+from specgen.core.settings import MAX_CHECKED_TOKENS, BackendSettings, DraftVocab
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
@@ -82,7 +82,7 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
     passes = {**costs.known, **(measured or {})}
     confirmed = costs.confirmed | set(measured or {})
     if confirmed:
-        named = {str(n): seconds for n, seconds in passes.items() if n <= MAX_DRAFT_TOKENS + 1}
+        named = {str(n): seconds for n, seconds in passes.items() if n <= MAX_CHECKED_TOKENS}
         store.write(target_key(models), named, map(str, confirmed))
     drafting = draft_key(models)
     if drafting is not None and token.is_confirmed:
@@ -207,7 +207,7 @@ def model_identity(files: ModelFiles) -> str:
 
 def is_length(name: str) -> bool:
     """Returns whether a stored name is the length of a target pass."""
-    return name.isascii() and name.isdigit() and len(name) <= 3 and 1 <= int(name) <= MAX_DRAFT_TOKENS + 1
+    return name.isascii() and name.isdigit() and len(name) <= 3 and 1 <= int(name) <= MAX_CHECKED_TOKENS
 
 
 _NAMES_ON_DISK = {"DecoderModel": "LeanModel", "DraftHeadModel": "ShallowModel"}

@@ -11,7 +11,7 @@ from torch import nn
 
 from specgen.core.events import Round
 from specgen.core.machine import cpu_flags
-from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
+from specgen.core.settings import MAX_CHECKED_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
@@ -129,7 +129,7 @@ def test_bfloat16_products_read_prompts_and_no_drafts(
     target.feed(ids[:100])
     assert set(rounded) == {100 - short}
     rounded.clear()
-    most = MAX_DRAFT_TOKENS + 1
+    most = MAX_CHECKED_TOKENS
     together = target.logits(ids[: 100 + most], most).clone()
     for index in range(most):
         target.rewind(100 + index)

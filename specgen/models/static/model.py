@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from specgen.core.errors import DraftError, NumericalError
+from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.engine.contract import DRAFT_NOT_FINITE
 from specgen.engine.inference_mode import in_inference_mode
 from specgen.engine.transfer import HostCopy, moved
@@ -16,7 +17,7 @@ from specgen.models.decoder import Decoder
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.inputs import MAX_ROWS, DraftFlag, Ids, capacity_for, padded_rows
 from specgen.models.static.prefill import prefill_bucket, prefill_chunk
-from specgen.models.static.recorded import MAX_SPLIT, NUM_VERDICTS, RecordedPasses
+from specgen.models.static.recorded import NUM_VERDICTS, RecordedPasses
 from specgen.models.static.recorder import Recorder
 from specgen.models.static.trees import TreeInputs
 from specgen.models.target_features import TargetFeatures
@@ -198,7 +199,7 @@ class StaticModel(RecordedPasses, CachedModel):
         if num_new <= MAX_ROWS:
             self._play("logits", new, self.length, num_new, self._write_logits)
             return self._logits[num_new - num_last : num_new]
-        if num_last > 1 and num_new <= MAX_SPLIT:
+        if num_last > 1 and num_new <= MAX_CHECKED_TOKENS:
             return torch.cat(list(self._split_logits(new)))[-num_last:]
         last = self.length + num_new
         self.reserve(last)

@@ -11,8 +11,6 @@ from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows
 from specgen.models.static.recorder import Recorder, Replays
 
-MAX_SPLIT = MAX_DRAFT_TOKENS + 1
-"""Rows up to which a pass is split into recorded ones: the longest draft and the token before it."""
 NUM_VERDICTS = 4
 """Numbers of a verdict before the draft's ids."""
 
