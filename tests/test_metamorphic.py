@@ -111,6 +111,7 @@ def test_the_thousandth_and_the_last_token_cost_the_same_to_show(num_tokens: int
 # L7
 
 
+@pytest.mark.thorough
 def test_twenty_windows_of_sliding_attention_equal_a_fresh_prefill() -> None:
     window, length = 16, 20 * 16
     plain = run_events(cached(tiny_model("mistral")), NoDrafter(), [1], max_new_tokens=length, num_draft_tokens=0)
@@ -130,6 +131,7 @@ def test_twenty_windows_of_sliding_attention_equal_a_fresh_prefill() -> None:
     assert text[1:] == expected
 
 
+@pytest.mark.thorough
 def test_an_always_wrong_draft_over_twenty_windows_changes_nothing() -> None:
     length = 20 * 16
     wrong = ScriptedDrafter(lambda ids, limit: [(ids[-1] + 1) % 96] * limit)

@@ -93,6 +93,7 @@ def price_of_rows(clock: VirtualClock, is_target: bool, num_tokens: int) -> floa
     return plain_rule(clock, is_target, num_tokens) if is_target else 0.2 + num_tokens / 16
 
 
+@pytest.mark.thorough
 def test_passes_of_a_draft_over_several_tokens_are_measured_and_predicted(
     toys: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_settings_run_alternately_forwards_and_backwards(toys: dict[str, Path], 
     assert orders == [[0, 1, 2], [2, 1, 0], [2, 1, 0], [0, 1, 2]]
 
 
+@pytest.mark.thorough
 def test_a_planted_slowdown_of_ten_percent_is_measured(toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     speedups = []
     for factor in (1.0, 1.1):

@@ -60,6 +60,7 @@ def result(ended: Ended, index: int = 1) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.thorough
 def test_a_pipe_gets_only_the_table(bench: Cli) -> None:
     ended = bench("-k", "1,2")
 
@@ -71,6 +72,7 @@ def test_a_pipe_gets_only_the_table(bench: Cli) -> None:
     assert max(map(len, lines)) <= 120
 
 
+@pytest.mark.thorough
 def test_one_command_gives_table_json_csv_markdown_and_plot(bench: Cli, tmp_path: Path) -> None:
     files = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "md", "svg")}
     exports = [f"--export-{name}={files[name]}" for name in ("json", "csv", "md")]
@@ -141,6 +143,7 @@ def test_a_planted_slowdown_of_ten_percent_fails_the_limit(bench: Cli, clock: Vi
         assert "--fail-under-speedup" in ended.err
 
 
+@pytest.mark.thorough
 def test_a_tar_below_the_limit_fails(bench: Cli) -> None:
     assert bench("-k", "2", "--fail-under-tar", "0.1").code == 0
     ended = bench("-k", "2", "--fail-under-tar", "0.99")
@@ -149,6 +152,7 @@ def test_a_tar_below_the_limit_fails(bench: Cli) -> None:
     assert "--fail-under-tar 0.99" in ended.err
 
 
+@pytest.mark.thorough
 def test_check_passes_for_texts_that_are_the_targets_own(bench: Cli) -> None:
     ended = bench("-k", "3", "-d", "lookup", "--check", "--format", "json")
 

@@ -121,6 +121,7 @@ def test_texts_and_training_are_in_bfloat16_where_the_cpu_multiplies_it_fast(
     assert used == {getattr(torch, dtype)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", ["writing", "training"])
 def test_an_interrupted_run_continues_and_makes_the_same_draft(
     distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -259,6 +260,7 @@ def test_a_run_that_was_killed_at_its_start_can_be_repeated(distill: Any, tmp_pa
     assert ended.code == (0 if state is None else 2), ended.err
 
 
+@pytest.mark.thorough
 def test_two_processes_do_not_write_into_the_same_texts(distill: Any, tmp_path: Path) -> None:
     from specgen.distill.folders import lock_folder
 
@@ -389,6 +391,7 @@ def test_more_layers_than_the_target_has_are_refused(distill: Any) -> None:
     assert (ended.code, "--num-layers 4" in ended.err) == (2, True)
 
 
+@pytest.mark.thorough
 def test_the_bundled_prompts_are_the_default(cli: Cli, target: Path, tmp_path: Path) -> None:
     ended = cli("distill", target, "-o", tmp_path / "draft", *SMALL)
 

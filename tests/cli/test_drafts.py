@@ -77,6 +77,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specgen.loading.load.load_weights", refuse)
 
 
+@pytest.mark.thorough
 def test_measured_drafts_are_called_measured_and_remembered(cli: Cli, toys: dict[str, Path], models: Path) -> None:
     arguments = ("-d", models / "sibling", "-d", models / "stranger")
 
@@ -113,6 +114,7 @@ def test_the_target_is_no_candidate_in_its_own_folder(cli: Cli, tmp_path: Path) 
     assert set(by_name(ranked(cli, tmp_path / "target", "-d", tmp_path))) == {"lookup", "sibling"}
 
 
+@pytest.mark.thorough
 def test_draft_heads_made_for_the_target_are_found_where_distill_writes(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +191,7 @@ def test_models_of_the_hubs_cache_are_candidates(cli: Cli, toys: dict[str, Path]
     assert found["acme/Toy-2B"]["draft_vocab"] == "same"
 
 
+@pytest.mark.thorough
 def test_a_draft_that_does_not_fit_comes_last_and_gets_no_command(
     cli: Cli, toys: dict[str, Path], models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

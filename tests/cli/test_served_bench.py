@@ -52,6 +52,7 @@ def test_every_concurrency_is_measured_against_the_baseline_at_the_same(cli: Cli
     assert measured["summary"]["output_throughput"] > 0
 
 
+@pytest.mark.thorough
 def test_the_speedup_of_one_concurrency_is_not_that_of_another(cli: Cli) -> None:
     """Two servers with drafts; the fake times depend on the load, as on a server whose batches are full."""
 

@@ -51,6 +51,7 @@ class Chatting:
         assert replace_draft(self.conversation, self.like, Messages("never", True), str(name)) == []
 
 
+@pytest.mark.thorough
 def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
     models = chat.conversation.models
@@ -70,6 +71,7 @@ def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files:
     assert rates[2] is None
 
 
+@pytest.mark.thorough
 def test_a_replaced_draft_frees_its_memory(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
     chat.turn()
@@ -85,6 +87,7 @@ def test_a_replaced_draft_frees_its_memory(files: dict[str, Path]) -> None:
     assert [reference() for reference in gone] == [None, None, None]
 
 
+@pytest.mark.thorough
 def test_torchs_threads_depend_on_the_drafter(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
     cores = default_num_threads()

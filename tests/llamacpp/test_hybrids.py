@@ -103,6 +103,7 @@ def test_a_rejected_draft_leaves_states_bit_equal(weights: Any) -> None:
             assert one.length == len(PROMPT)
 
 
+@pytest.mark.thorough
 def test_any_order_of_feeding_and_rewinding_equals_a_fresh_prefill(weights: Any) -> None:
     check_any_order(weights)
 
@@ -210,6 +211,7 @@ def test_a_planted_bug_is_caught(weights: Any, expected: list[int], plant: Calla
     assert ids_of(events) != expected
 
 
+@pytest.mark.thorough
 def test_stale_copies_of_turns_are_caught(weights: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _stale_copies_at_prompts(patch)

@@ -238,6 +238,7 @@ def check_tokens(models: LoadedModels, texts: list[str]) -> None:
     assert [index for index, token in spelled.items() if weights.token_text(index) != token] == []
 
 
+@pytest.mark.thorough
 def test_the_ids_of_a_toy_are_llama_cpps_own(files: dict[str, Path]) -> None:
     check_tokens(opened(named(files["gguf"])), corpus()[::9])
 

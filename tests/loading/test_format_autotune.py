@@ -104,6 +104,7 @@ def test_a_single_format_is_not_measured(tmp_path: Path) -> None:
     assert (choice, measure.num_calls) == (("none", ""), 0)
 
 
+@pytest.mark.thorough
 def test_real_layers_are_timed_in_every_available_format() -> None:
     seconds = measure_formats(["none", "int8"], TimedLayer(64, 128, "float32", "cpu")).seconds
 

@@ -35,6 +35,7 @@ from specgen.storage.folders import cache_root, single_writer
 from specgen.text.generation_config import end_ids
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
+from tests.fakes import QuickCollector
 from tests.loading.builders import (
     CHAT_TEMPLATE,
     RecordedProgress,
@@ -110,21 +111,18 @@ def unsupported(*_: Any) -> None:
 
 @pytest.mark.thorough
 def test_no_model_it_made_on_the_way_stays_in_memory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_folder, "gc", gc)
-    monkeypatch.setattr(libraries, "gc", gc)
+    monkeypatch.setattr(model_folder, "gc", QuickCollector())
+    monkeypatch.setattr(libraries, "gc", QuickCollector())
 
     def models() -> int:
         return sum(type(one).__name__ == "LlamaForCausalLM" for one in gc.get_objects())
 
-    # What an earlier test's load set aside would come to light in the middle.
-    gc.unfreeze()
     gc.collect()
     before = models()
     with gc_paused():
         convert_gguf(source)
 
         assert models() == before
-    gc.freeze()  # as `tests/fixtures.py` does for all tests
 
 
 def test_a_converted_file_holds_its_tokenizer_template_and_end_ids(source: Path) -> None:

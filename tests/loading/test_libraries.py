@@ -19,6 +19,7 @@ import specgen
 from specgen.core.errors import SettingsError
 from specgen.loading import libraries
 from specgen.loading.libraries import check_hub_variables, freeze_imported_objects, gc_paused
+from tests.fakes import QuickCollector
 from tests.loading.builders import fails, make_folder
 from tests.structure import nodes_of
 
@@ -251,6 +252,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_collector_rests_while_models_load_and_works_again(
     monkeypatch: pytest.MonkeyPatch, collector: None
 ) -> None:
+    monkeypatch.setattr(libraries, "gc", QuickCollector())
     with gc_paused():
         freeze_imported_objects()
         garbage = make_garbage()

@@ -28,7 +28,7 @@ from specgen.models.quantized import has_nf4_kernel, nf4_linear, quantized_linea
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_model, decoder_of
 from tests.fakes import TINY, always_wrong, ids_of, oracle, run_events, sampler
-from tests.profiles import by_profile, share_of_profile, thorough_except
+from tests.profiles import share_of_profile, thorough_except
 
 needs_kernel = pytest.mark.skipif(not has_nf4_kernel(torch.device("cpu")), reason="needs AVX512-BF16")
 LLAMA3 = {
@@ -171,7 +171,7 @@ def test_200_tokens_of_greedy_text_are_those_of_transformers(kind: str) -> None:
         "always-wrong": always_wrong(text, len(prompt), 96),
     }
     # Rounds after several windows are alike, so drafts write the first 60 tokens.
-    num_tokens = by_profile(60, 200)
+    num_tokens = 60
     for name, drafter in drafters.items():
         target.rewind(len(prompt) - 1)
         assert ids_of(run_events(target, drafter, prompt, max_new_tokens=num_tokens)) == text[:num_tokens], name

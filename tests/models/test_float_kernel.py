@@ -13,13 +13,13 @@ from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.float_code import float_code
 from specgen.models.float_weight import FLOAT_TYPES, FloatWeight, fits_float_kernel
 from specgen.models.kernel_code import complete_text
-from specgen.models.kernels import compile_float_kernels, float_kernels
+from specgen.models.kernels import float_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, Prologue
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import GATE, NORM, CpuVectors
 from tests.fakes import threads
-from tests.models.vectors import ALL_VECTORS
+from tests.models.vectors import ALL_VECTORS, compile_float_kernels
 
 needs_kernel = pytest.mark.skipif(cpu_vectors() is None, reason="needs AVX2")
 EPSILON = float(torch.finfo(torch.float32).eps)

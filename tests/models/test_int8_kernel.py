@@ -18,14 +18,14 @@ from specgen.models.formats import Int8Linear, NativeInt8Linear
 from specgen.models.int8_code import int8_tiles
 from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import kernel_text
-from specgen.models.kernels import compile_kernels, compiled_int8, int8_kernels
+from specgen.models.kernels import compiled_int8, int8_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import RoundingKernels, kernels_of
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import CpuVectors
 from tests.fakes import threads
-from tests.models.vectors import ALL_VECTORS
+from tests.models.vectors import ALL_VECTORS, compile_kernels
 
 needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
 
@@ -204,7 +204,7 @@ def test_code_that_may_not_run_is_not_called(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native_code, "_is_executable", lambda _: False)
 
     with pytest.raises(RuntimeError, match="no new code"):
-        compile_kernels(int8_tiles, CpuVectors(32, has_vnni=False))
+        compile_kernels.__wrapped__(int8_tiles, CpuVectors(32, has_vnni=False))
 
 
 @needs_kernel

@@ -268,6 +268,7 @@ def two_rounds(opened: Any) -> None:
             one.rewind(min(one.length, len(ids) - 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", referenced(["Glm4Moe"]))
 def test_a_head_of_a_recorded_target_runs_plainly_with_one_notice(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

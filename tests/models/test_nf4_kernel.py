@@ -15,7 +15,7 @@ from torch import Tensor
 from specgen.models import weight_memory
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.kernel_code import kernel_text
-from specgen.models.kernels import compile_kernels, nf4_kernels
+from specgen.models.kernels import nf4_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import kernels_of
 from specgen.models.nf4_code import MAX_ROWS, levels, nf4_tiles
@@ -25,7 +25,7 @@ from specgen.models.packing import fast_nf4_linear, has_fast_nf4, packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import CpuVectors
 from tests.fakes import threads
-from tests.models.vectors import ALL_VECTORS
+from tests.models.vectors import ALL_VECTORS, compile_kernels
 
 needs_kernel = pytest.mark.skipif(nf4_kernels() is None, reason="needs AVX2")
 NF4_VALUES = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]

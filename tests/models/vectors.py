@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from specgen.core.machine import cpu_flags
+from specgen.models import kernels
 from specgen.models.vector_code import CpuVectors
+
+# Half a second each: once for all sizes of weights.
+compile_kernels = cache(kernels.compile_kernels)
+compile_float_kernels = cache(kernels.compile_float_kernels)
 
 
 def _needs(vectors: CpuVectors, is_there: bool, name: str) -> object:

@@ -138,6 +138,7 @@ def test_a_name_is_cut_before_the_end_that_distinguishes_drafts() -> None:
     assert shorten("short+lookup", 16, "…") == "short+lookup"
 
 
+@pytest.mark.thorough
 def test_the_plot_is_a_picture_with_every_draft_in_it() -> None:
     made = report()
 

@@ -54,6 +54,7 @@ def test_no_character_disappears(text: str) -> None:
     assert len(sanitize(text)) >= len(text)
 
 
+@pytest.mark.thorough
 def test_the_list_of_unsafe_characters_is_complete() -> None:
     assert list(UNSAFE) == [code for code in range(0x110000) if _is_dangerous(chr(code))]
 

@@ -223,6 +223,7 @@ def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) ->
     assert pair_report.num_shared_tokens == len(toy_tokenizer())
 
 
+@pytest.mark.thorough
 def test_bench_measures_several_draft_heads(folders: dict[str, Path]) -> None:
     baseline = resolve_pair(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")

@@ -326,6 +326,7 @@ def shared(folders: dict[str, Path]) -> dict[str, LoadedModels]:
     return made
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(opened: Opener) -> None:
     texts = [
         run(opened("random", "other"), sampling=SamplingSettings(temperature=1.5, seed=seed), end_ids=()).text

@@ -115,6 +115,7 @@ def test_a_chat_keeps_its_caches_between_turns(folder: Any) -> None:
     assert draft.length > held > 0
 
 
+@pytest.mark.thorough
 def test_a_head_added_in_a_chat_drafts_after_the_next_message(folder: Any) -> None:
     models = load_models(pair_of(folder("Qwen3_5"), "none"))
     first = run(models)
@@ -237,6 +238,7 @@ def test_an_automatic_length_leaves_off_a_head_that_loses(folder: Any, monkeypat
     assert with_head < 1.03 * alone  # the trials cost 1.8 %
 
 
+@pytest.mark.thorough
 def test_an_automatic_length_applies_a_good_head_several_times(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder("Qwen3_5", is_oracle=True)
 

@@ -61,6 +61,7 @@ def test_an_unknown_command_suggests_the_closest_one(text: str, suggestion: str 
     assert (suggestion is None) == ("did you mean" not in str(caught.value.hint))
 
 
+@pytest.mark.thorough
 @given(st.text(max_size=30))
 def test_a_line_that_starts_with_one_slash_is_never_sent(text: str) -> None:
     with suppress(SettingsError):

@@ -98,7 +98,7 @@ def head_drafter(folder: Path, target: Any, own: Sampler) -> ModelDrafter:
             *((static, "greedy", "model"), (static, "processed", "head"), (static, "same-text", "model")),
             (plain, "processed", "model"),
         ],
-        itertools.product((static, plain), SAMPLINGS, DRAFTS),
+        [*itertools.product((static,), SAMPLINGS, DRAFTS), *((plain, "processed", drafts) for drafts in DRAFTS)],
     ),
 )
 def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:

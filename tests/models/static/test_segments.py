@@ -43,7 +43,7 @@ from tests.models.static.recorder import EagerMode, TraceRecorder
 from tests.models.static.test_static_model import PROMPT, model_of, text
 from tests.models.static.test_static_model import greedy_text as text_of_two_layers
 from tests.models.test_decoder import FAMILIES, build
-from tests.profiles import by_profile, num_examples, thorough_except
+from tests.profiles import num_examples, thorough_except
 
 NUM_LAYERS = 5
 DIVISIONS = ((2, 3), (1, 1, 3))
@@ -81,7 +81,7 @@ CASES = [
     pytest.param(kind, num_layers, marks=() if (kind, num_layers) in FAST_CASES else pytest.mark.thorough)
     for kind in FAMILIES
     for num_layers in DIVISIONS
-    if num_layers == (1, 1, 3) or kind in by_profile((*MIXED_LAYERS, "llama"), tuple(FAMILIES))
+    if num_layers == (1, 1, 3) or kind in (*MIXED_LAYERS, "llama")
 ]
 
 
