@@ -41,6 +41,8 @@ def plan_memory(
     weights = (sizes.embedding + sizes.head + sizes.rest) * size
     for rows, values in sizes.layers:
         weights += weight_matrix_bytes(rows, values, placement.quant) if is_quantized else values * size
+    if role == "draft" and config.decoder is not None and not sizes.head and placement.quant in ("nf4", "fp4"):
+        weights += weight_matrix_bytes(sizes.vocab, sizes.embedding, placement.quant)  # see `needed_bytes`
     if config.quant_method is not None and not config.is_unpacked(placement.device):
         weights = config.num_weight_bytes
     copies = 0

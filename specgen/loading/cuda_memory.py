@@ -17,12 +17,13 @@ USABLE = 0.9
 """Share of a GPU's free memory that is planned; the rest is for activations and the allocator."""
 
 
-def cuda_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
+def cuda_bytes(config: ModelConfig, dtype: str, quant: str, *, is_draft: bool = False) -> int:
     """Returns the memory of a model on CUDA: weights, cache, logits, and an estimate for recorded passes."""
     positions = min(config.max_positions or PLANNED_POSITIONS, PLANNED_POSITIONS)
     size: int = getattr(torch, dtype).itemsize
     cache = cache_values(config) * cuda_capacity(positions) * size
-    return needed_bytes(config, dtype, quant) + cache + logits_bytes(config.vocab_rows or 0) + GRAPH_BYTES
+    weights = needed_bytes(config, dtype, quant, is_draft=is_draft)
+    return weights + cache + logits_bytes(config.vocab_rows or 0) + GRAPH_BYTES
 
 
 def cuda_capacity(num_positions: int) -> int:

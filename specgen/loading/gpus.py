@@ -162,7 +162,7 @@ def draft_bytes(draft: ResolvedModel, target: ModelConfig, auto: str = "none") -
     """Returns what a draft takes on CUDA if `--quant auto` becomes the format `auto`: at most, by default."""
     settings = draft.settings
     dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
-    needed = cuda_bytes(draft.config, dtype, auto if settings.quant == "auto" else settings.quant)
+    needed = cuda_bytes(draft.config, dtype, auto if settings.quant == "auto" else settings.quant, is_draft=True)
     if draft.draft_head is None or target.decoder is None:
         return needed
     # Next to a target in segments it has a copy of the embedding, and another one of the head in a format of its own.

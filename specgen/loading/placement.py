@@ -262,7 +262,7 @@ def _fastest(config: ModelConfig, layer: TimedLayer | None, times: CostStore | N
 
 def _needed_bytes(config: ModelConfig, layer: TimedLayer, quant: str) -> int:
     if layer.device != "cpu":
-        return cuda_bytes(config, layer.dtype, quant)
+        return cuda_bytes(config, layer.dtype, quant, is_draft=layer.role == "draft")
     stored = {"none": layer.packed_dtype, "nf4": "float32" if layer.packs_nf4 else None}.get(quant)
     return needed_bytes(config, stored or layer.dtype, quant, layer.device, is_draft=layer.role == "draft")
 

@@ -30,14 +30,17 @@ def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "", 
         packed = sizes.linear * layer_size + sizes.head * head_size
         return int(packed + sizes.embedding * _BYTES.get(config.dtype, 4) + (sizes.conv1d + sizes.rest) * 4)
     layers = sizes.linear + sizes.conv1d
-    return int(layers * layer_size + (sizes.total - layers) * size)
+    # See `DecoderModel.use_nf4_head`: the embedding stays.
+    has_copy = is_draft and config.decoder is not None and config.decoder.is_tied and quant in ("nf4", "fp4")
+    copy = sizes.head * layer_size if has_copy else 0
+    return int(layers * layer_size + (sizes.total - layers) * size + copy)
 
 
 def bytes_per_pass(model: ResolvedModel, num_bytes: int, dtype: str, quant: str = "none", device: str = "") -> int:
     """Returns the bytes of weights that a pass reads: of an embedding only single rows, unless it is also the head.
 
     Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding. The head that a draft head shares with its target
-    is read, too, but not part of its memory.
+    is read, too, but not part of its memory. Of a large vocabulary, a draft on a CPU mostly reads the first ids.
 
     Args:
         num_bytes: Of the model's weights in memory; without a device, as stored.
@@ -45,15 +48,31 @@ def bytes_per_pass(model: ResolvedModel, num_bytes: int, dtype: str, quant: str 
     """
     config, head = model.config, model.draft_head
     if head is not None:
-        if head.num_draft_ids is not None or quant != "none":  # it has a head of its own
-            return num_bytes
         hidden = config.values["hidden_size"] if head.spec is None else head.spec.hidden_size
-        return num_bytes + (config.vocab_rows or 0) * hidden * _BYTES.get(dtype, 4)
+        size = (config.vocab_rows or 0) * hidden
+        # With a copy of the target's head in int8, it has at least a byte for each value of both.
+        shares_int8 = quant == "int8" and num_bytes < config.num_parameters + size
+        if head.num_draft_ids is not None or (quant != "none" and not shares_int8):  # it has a head of its own
+            return num_bytes
+        return num_bytes + size * (1 if shares_int8 else _BYTES.get(dtype, 4))
     is_packed = _is_packed(config, dtype, quant, device)
     # llama.cpp's embeddings are small: 4 bits and tied in most files.
-    if model.gguf is not None or config.decoder is None or (config.decoder.is_tied and not is_packed):
+    if model.gguf is not None or config.decoder is None:
+        return num_bytes
+    if model.role == "draft" and device == "cpu":
+        head_size = _BYTES.get(dtype, 4)
+        num_bytes -= _skipped_bytes(config.decoder, _LAYER_BYTES.get(quant, head_size) if is_packed else head_size)
+    if config.decoder.is_tied and not is_packed:
         return num_bytes
     return num_bytes - decoder_sizes(config.decoder).embedding * _BYTES.get(config.dtype if is_packed else dtype, 4)
+
+
+def _skipped_bytes(spec: DecoderSpec, size: float) -> int:
+    """Returns the bytes of a draft's head that few passes read, with `size` bytes a value."""
+    from specgen.models.shortlist_head import num_always_computed  # it imports torch, which a device needs anyway
+
+    num_ids = spec.vocab_size
+    return int((num_ids - num_always_computed(spec, num_ids)) * spec.hidden_size * size)
 
 
 def _is_packed(config: ModelConfig, dtype: str, quant: str, device: str) -> bool:
@@ -61,7 +80,14 @@ def _is_packed(config: ModelConfig, dtype: str, quant: str, device: str) -> bool
     # specgen's decoder computes 16-bit weights where they are: a tied head has no memory of its own.
     is_as_stored = config.decoder is not None and quant == "none" and dtype == config.dtype
     has_packed_type = quant == "int8" or dtype == "float16" or (quant, dtype) == ("nf4", "float32")
-    return device == "cpu" and has_packed_type and not is_as_stored
+    return device == "cpu" and has_packed_type and not is_as_stored and (quant != "int8" or _packs_int8())
+
+
+def _packs_int8() -> bool:
+    """Returns whether layers in int8 are packed on this machine; else they have bitsandbytes' format."""
+    from specgen.models.formats import has_int8_matmul  # it imports torch, which a device needs anyway
+
+    return has_int8_matmul()
 
 
 def decoder_sizes(spec: DecoderSpec) -> ModuleSizes:

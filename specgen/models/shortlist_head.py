@@ -8,12 +8,14 @@ text has had tokens of them. A token without logits is never drafted; verificati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from specgen.models.build_decoder import MakeLinear
-from specgen.models.decoder_spec import DecoderSpec
+if TYPE_CHECKING:
+    from specgen.models.build_decoder import MakeLinear
+    from specgen.models.decoder_spec import DecoderSpec
 
 NUM_FIRST = 2**16
 """Ids that are always computed. With blocks as below, 1 % of the tokens of English texts and code have no logits for
@@ -98,6 +100,11 @@ class ShortlistHead(nn.Module):
 def has_shortlist(spec: DecoderSpec, num_ids: int) -> bool:
     """Returns whether a draft of this vocabulary computes a part of it. A soft cap would hide what has no logits."""
     return num_ids >= MIN_VOCAB and spec.logits_soft_cap is None
+
+
+def num_always_computed(spec: DecoderSpec, num_ids: int) -> int:
+    """Returns of how many ids a draft of this vocabulary computes logits for every text."""
+    return NUM_FIRST if has_shortlist(spec, num_ids) else num_ids
 
 
 def shortlist_head(weight: Tensor, make: MakeLinear) -> ShortlistHead:

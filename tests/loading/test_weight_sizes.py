@@ -12,16 +12,22 @@ from torch import nn
 
 from specgen.core.errors import SettingsError
 from specgen.core.settings import ModelSettings, Quantization
+from specgen.doctor.memory_plan import plan_memory
 from specgen.doctor.model_plan import plan_models
 from specgen.engine.contract import LanguageModel
+from specgen.loading import placement
+from specgen.loading.cuda_memory import cuda_bytes
 from specgen.loading.decoder_weights import weight_bytes
+from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ResolvedModel, Role
 from specgen.loading.weight_sizes import bytes_per_pass, needed_bytes
 from specgen.loading.weights import load_weights
+from specgen.models import formats, shortlist_head
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import NativeLinear
 from specgen.models.packing import may_run_kernels
+from specgen.models.shortlist_head import ShortlistHead
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.draft_heads import resolved_head, write_draft
@@ -107,15 +113,42 @@ def test_what_a_loaded_decoder_multiplies_is_read(
     assert bytes_per_pass(found, info.num_bytes, info.dtype, info.quant, "cpu") == bytes_multiplied(loaded.model)
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(("dtype", "quant"), [("auto", "none"), ("auto", "int8"), ("auto", "nf4"), ("float32", "none")])
+@pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+def test_of_the_head_of_a_draft_with_many_tokens_the_part_that_is_always_computed_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, quant: Quantization, is_tied: bool
+) -> None:
+    for name, value in (("MIN_VOCAB", 300), ("NUM_FIRST", 64), ("BLOCK_SIZE", 64)):
+        monkeypatch.setattr(shortlist_head, name, value)
+    module = random_toy(0, hidden_size=64, intermediate_size=64, tie_word_embeddings=is_tied).bfloat16()
+    folder = save_toy(tmp_path / "toy", model=module)
+    found = resolved(folder, ModelSettings(str(folder), quant, dtype, "cpu"), role="draft")  # type: ignore[arg-type]
+
+    loaded = load_weights(found, 320)
+
+    info, model = loaded.info, loaded.model
+    assert isinstance(model, DecoderModel)
+    assert isinstance(model.decoder.head, ShortlistHead)
+    first = model.decoder.head.parts[0]
+    read = weight_bytes(nn.ModuleList([*model.decoder.layers, model.decoder.norm, first]))
+    # Of the other parts, scales and biases are counted.
+    other = (320 - 64) * 12
+    assert read <= bytes_per_pass(found, info.num_bytes, info.dtype, info.quant, "cpu") <= read + other
+
+
 @pytest.mark.parametrize("num_draft_ids", [None, 50])
-@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("quant", "of_target"), [("none", "none"), ("nf4", "none"), ("int8", "none"), ("int8", "int8")]
+)
 @pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
 def test_what_a_loaded_draft_head_multiplies_is_read(
-    tmp_path: Path, quant: Quantization, num_draft_ids: int | None
+    tmp_path: Path, quant: Quantization, of_target: Quantization, num_draft_ids: int | None
 ) -> None:
+    """A target's head in int8 is not copied for a draft in int8."""
     module = random_toy(0, hidden_size=64, intermediate_size=64)
     ids = None if num_draft_ids is None else range(num_draft_ids)
-    target = ModelSettings(str(save_toy(tmp_path / "target", model=module)), "none", "float32", "cpu")
+    target = ModelSettings(str(save_toy(tmp_path / "target", model=module)), of_target, "float32", "cpu")
     draft = write_draft(tmp_path / "draft", module, kind="features", draft_ids=ids)
     models = load_models(resolve_pair(PairSettings(target, "model", replace(target, name=str(draft), quant=quant))))
 
@@ -124,7 +157,8 @@ def test_what_a_loaded_draft_head_multiplies_is_read(
     assert info is not None
     assert models.draft is not None
     read = bytes_per_pass(models.pair.draft, info.num_bytes, info.dtype, info.quant, info.device)
-    assert read == bytes_multiplied(models.draft)
+    # Scales and biases of a shared head in int8 are not counted.
+    assert read == pytest.approx(bytes_multiplied(models.draft), abs=320 * 8 if quant == "int8" else 0)
 
 
 # Planned memory
@@ -156,6 +190,37 @@ def test_the_planned_weights_are_those_of_the_loaded_model(
     assert plan.memory.weights == info.num_bytes - kernel_biases(model)
     needed = needed_bytes(pair.target.config, info.dtype, quant, "cpu", is_draft=role == "draft")
     assert needed == pytest.approx(plan.memory.weights, rel=0.05)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_int8_of_bitsandbytes_leaves_embedding_and_head_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, is_tied: bool
+) -> None:
+    for module in (placement, formats):
+        monkeypatch.setattr(module, "has_int8_matmul", lambda: False)
+    model = random_toy(0, hidden_size=64, intermediate_size=64, tie_word_embeddings=is_tied)
+    found = resolved(made(tmp_path / "toy", model), ModelSettings("toy", "int8", dtype, "cpu"))  # type: ignore[arg-type]
+
+    info = load_weights(found, 320).info
+
+    needed = needed_bytes(found.config, info.dtype, "int8", "cpu")
+    assert (info.quant, info.dtype) == ("int8", dtype)
+    assert needed == pytest.approx(info.num_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("quant", ["nf4", "fp4"])
+def test_the_4_bit_copy_of_a_drafts_tied_head_is_planned_on_cuda(tmp_path: Path, quant: Quantization) -> None:
+    """Next to the embedding; a head of its own is replaced, and then less is needed."""
+    on_cuda = Placement("cuda:0", False, "bfloat16", quant, ())
+    copy = 320 * 64 // 2 + 4 * 320 * 64 // 64
+    for is_tied, more in ((True, copy), (False, 0)):
+        folder = made(tmp_path / str(is_tied), random_toy(0, hidden_size=64, tie_word_embeddings=is_tied))
+        config = resolved(folder, ModelSettings(str(folder))).config
+        planned = {role: plan_memory(folder, config, on_cuda, 100, role).weights for role in ("target", "draft")}  # type: ignore[arg-type]
+        needed = {is_draft: cuda_bytes(config, "bfloat16", quant, is_draft=is_draft) for is_draft in (False, True)}
+
+        assert planned["draft"] - planned["target"] == needed[True] - needed[False] == more
 
 
 def kernel_biases(model: Any) -> int:
