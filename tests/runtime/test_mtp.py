@@ -80,7 +80,7 @@ def test_turns_and_retries_are_the_targets_own(kind: str, folder: Any) -> None:
 
     for prompt in prompts:
         generation = run(models, prompt)
-        assert generation.token_ids == run(alone, prompt).token_ids
+        assert generation.token_ids == (text if prompt is PROMPT else run(alone, prompt).token_ids)
         assert generation.counts.num_rejected > 0
 
 
