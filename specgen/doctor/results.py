@@ -202,11 +202,13 @@ class LibraryState:
         versions: By name; None if not installed.
         cuda: The state of CUDA in one sentence.
         bitsandbytes: By device: `works`, or the error.
+        llama_cpp: `works`, `not installed`, or what ends it at its start.
     """
 
     versions: Mapping[str, str | None]
     cuda: str
     bitsandbytes: Mapping[str, str]
+    llama_cpp: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ def format_system(system: SystemReport, *, ascii_only: bool = False) -> Text:
     block.add("cuda", libraries.cuda)
     for name, what in libraries.bitsandbytes.items():
         block.add("4 bit", f"bitsandbytes on {name}: {what}")
+    if libraries.versions.get("llama-cpp-python"):
+        block.add("gguf", f"llama.cpp {libraries.llama_cpp}")
     versions = [f"{name} {version}" for name, version in libraries.versions.items() if version]
     for start in range(0, len(versions), 4):
         block.add("" if start else "versions", ", ".join(versions[start : start + 4]))

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from specgen.core.errors import ModelFileError
+from specgen.core.errors import DeviceError, ModelFileError
+from specgen.core.settings import ModelSettings
+from specgen.doctor import examine as examine_module
+from specgen.doctor import llama_start
+from specgen.doctor.llama_start import llama_cpp_state
+from specgen.doctor.results import TerminalState
+from specgen.runtime.pair import PairSettings
 from tests.cli.conftest import EXACT, Cli
+from tests.loading.builders import make_gguf
 from tests.toys import save_toy, toy_tokenizer
 
 
@@ -27,6 +34,37 @@ def test_the_machine_is_reported_without_any_model(cli: Cli) -> None:
     assert ended.code == 0
     labels = {line.split()[0] for line in ended.out.decode().splitlines() if not line.startswith(" ")}
     assert {"system", "cpu", "memory", "cuda", "versions", "terminal", "cache"} <= labels
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
+        ("raise OSError('libggml.so is missing')", "libggml.so is missing"),
+        ("llama_backend_init = llama_print_system_info = int", "works"),
+    ],
+)
+def test_a_llama_cpp_that_ends_at_its_start_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str
+) -> None:
+    """A build for another processor ends the process; so it starts in one of its own."""
+    (tmp_path / "llama_cpp.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(llama_start, "has_llama_cpp", lambda: True)
+
+    assert expected in llama_cpp_state()
+
+
+def test_a_llama_cpp_that_would_end_the_program_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_module, "llama_cpp_state", lambda: "ends the program with SIGILL")
+    settings = PairSettings(ModelSettings(str(make_gguf(tmp_path / "tiny.gguf"))), "none")
+
+    found = examine_module.examine(settings, TerminalState(False, 80, "none", "utf-8", None))
+
+    assert found.pair is None
+    assert isinstance(found.error, DeviceError)
+    assert "SIGILL" in found.error.message
 
 
 @pytest.mark.usefixtures("no_weights")
