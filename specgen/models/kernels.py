@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -26,12 +27,15 @@ KERNELS_VERSION = 7
 INT8_ROWS_ON_VECTORS = 3
 """Rows up to which vectors are faster than AMX in int8. A pass over one row of Qwen2.5-Coder-1.5B took 49 ms on vectors
 and 51 on AMX on an Intel Xeon (model 207), over four rows 57 and 54. The sums are the same."""
+_COMPILING = Lock()
+"""Layers are packed in several threads, and those of few outputs need kernels that were not compiled ahead."""
 Compiled = TypeVar("Compiled", bound=Kernels)
 
 
 def int8_kernels(num_outputs: int = AMX_OUTPUTS) -> RoundingKernels | None:
     """Returns the kernels of int8 weights with so many outputs for this machine, or None: see `_on_this_machine`."""
-    return compiled_int8(num_outputs >= AMX_OUTPUTS and may_use_amx())
+    with _COMPILING:
+        return compiled_int8(num_outputs >= AMX_OUTPUTS and may_use_amx())
 
 
 @lru_cache(maxsize=2)
@@ -42,7 +46,8 @@ def compiled_int8(on_amx: bool) -> RoundingKernels | None:
 
 def nf4_kernels() -> RoundingKernels | None:
     """Returns the kernels of nf4 for this machine, or None: see `_on_this_machine`."""
-    return compiled_nf4(may_use_amx())
+    with _COMPILING:
+        return compiled_nf4(may_use_amx())
 
 
 @lru_cache(maxsize=2)
@@ -53,7 +58,8 @@ def compiled_nf4(on_amx: bool) -> RoundingKernels | None:
 
 def float_kernels(dtype: torch.dtype, num_outputs: int = AMX_OUTPUTS) -> Kernels | None:
     """Returns the kernels of weights in bfloat16 or float16 with so many outputs, or None: see `_on_this_machine`."""
-    return compiled_float(dtype, dtype == torch.bfloat16 and num_outputs >= AMX_OUTPUTS and may_use_amx())
+    with _COMPILING:
+        return compiled_float(dtype, dtype == torch.bfloat16 and num_outputs >= AMX_OUTPUTS and may_use_amx())
 
 
 @lru_cache(maxsize=3)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -285,3 +287,22 @@ def test_kernels_run_on_the_widest_vectors_that_the_cpu_has(
     monkeypatch.setattr(cpu_vectors, "openmp_parallel", lambda: 1)
 
     assert cpu_vectors.cpu_vectors() == expected_vectors
+
+
+def test_threads_that_need_a_kernel_at_once_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def compile_slowly(_: object) -> int:
+        compiled.append(len(compiled))
+        time.sleep(0.05)
+        return compiled[-1]
+
+    monkeypatch.setattr(kernels, "_on_this_machine", compile_slowly)
+    compiled_int8.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = set(pool.map(lambda _: int8_kernels(16), range(4)))
+    finally:
+        compiled_int8.cache_clear()
+
+    assert (found, compiled) == ({0}, [0])
