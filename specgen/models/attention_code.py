@@ -71,13 +71,14 @@ class AttentionShape:
 def attention_code(shape: AttentionShape) -> str:
     """Returns the kernel in LLVM IR, without `store_code`, which it calls.
 
-    Its function `run` takes the address of `ARGUMENTS`, that of OpenMP's entry point, and the number of threads.
+    Its function `run` takes what those of products take: the address of `ARGUMENTS`, one that it does not use, that of
+    OpenMP's entry point, and the number of threads.
     """
     return "\n".join([SOFTMAX, _attend(shape), ON_THREADS, _RUN])
 
 
 _RUN = """
-define void @run(ptr %arguments, ptr %parallel, i64 %num_threads) {
+define void @run(ptr %arguments, ptr %unused, ptr %parallel, i64 %num_threads) {
 entry:
   call void @store(ptr %arguments)
   call void @on_threads(ptr @attend, ptr %arguments, ptr %parallel, i64 %num_threads)

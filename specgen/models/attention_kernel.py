@@ -94,8 +94,8 @@ class AttentionKernel:
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
-        self._code = NativeCode(attention_code(shape) + store_code(shape, ARGUMENTS))
-        self._run: Function = self._code.function("run", 3)
+        self.code = NativeCode(attention_code(shape) + store_code(shape, ARGUMENTS))
+        self._run: Function = self.code.function("run", 4)
 
     @property
     def rotary_size(self) -> int:
@@ -105,6 +105,10 @@ class AttentionKernel:
     def __deepcopy__(self, memo: object) -> AttentionKernel:
         """Returns itself: copies of a model share the code."""
         return self
+
+    def num_scores(self, num_rows: int, seen: SeenPositions) -> int:
+        """Returns how many float32 values of memory the scores of a pass take."""
+        return num_rows * self._shape.num_heads * _scores_stride(seen)
 
     def attend(self, new: NewRows, stored: tuple[Tensor, Tensor], seen: SeenPositions, scale: float) -> Tensor:
         """Stores the keys and values of all rows of a pass, and attends with their queries.
@@ -118,19 +122,34 @@ class AttentionKernel:
         Returns:
             float32 `[n, heads * head_size]`.
         """
-        num_rows, shape = new.heads.shape[0], self._shape
-        outputs = new.heads.new_empty(num_rows, shape.num_heads * shape.head_size)
-        scores_stride = -(-seen.most // LANES) * LANES
-        scores = new.heads.new_empty(num_rows * shape.num_heads * scores_stride)
-        table = (0, 0) if new.table is None else (new.table[0].data_ptr(), new.table[1].data_ptr())
-        tensors = (*stored, outputs, scores, seen.starts, seen.num_before, seen.others, seen.num_seen)
-        arguments = _Arguments(
-            *(new.heads.data_ptr(), new.values.data_ptr(), *table, *(tensor.data_ptr() for tensor in tensors)),
-            *(num_rows, new.heads.stride(0), new.values.stride(0), new.first, stored[0].stride(0)),
-            *(seen.others.shape[1], scores_stride, bits_of(scale), 0),
-        )
-        self._run(ctypes.addressof(arguments), openmp_parallel() or 0, torch.get_num_threads())
+        num_rows = new.heads.shape[0]
+        outputs = new.heads.new_empty(num_rows, self._shape.num_heads * self._shape.head_size)
+        scores = new.heads.new_empty(self.num_scores(num_rows, seen))
+        arguments = _Arguments(*attention_arguments(new, stored, seen, scale, (outputs, scores)))
+        self._run(ctypes.addressof(arguments), 0, openmp_parallel() or 0, torch.get_num_threads())
         return outputs
+
+
+def attention_arguments(
+    new: NewRows, stored: tuple[Tensor, Tensor], seen: SeenPositions, scale: float, memory: tuple[Tensor, Tensor]
+) -> list[int]:
+    """Returns what the kernel reads: see `ARGUMENTS`. The tensors must live until it has run.
+
+    Args:
+        new: As in `AttentionKernel.attend`; so are the next three.
+        memory: For the outputs, contiguous, and for `num_scores` scores.
+    """
+    table = (0, 0) if new.table is None else (new.table[0].data_ptr(), new.table[1].data_ptr())
+    tensors = (*stored, *memory, seen.starts, seen.num_before, seen.others, seen.num_seen)
+    return [
+        *(new.heads.data_ptr(), new.values.data_ptr(), *table, *(tensor.data_ptr() for tensor in tensors)),
+        *(new.heads.shape[0], new.heads.stride(0), new.values.stride(0), new.first, stored[0].stride(0)),
+        *(seen.others.shape[1], _scores_stride(seen), bits_of(scale), 0),
+    ]
+
+
+def _scores_stride(seen: SeenPositions) -> int:
+    return -(-seen.most // LANES) * LANES
 
 
 def has_attention_kernel() -> bool:

@@ -18,6 +18,7 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import AttentionFunction, LayerFunction, Norm, function_of, gated_feed_forward
 
 if TYPE_CHECKING:
+    from specgen.models.layer_parts import LayerParts
     from specgen.models.stored_slots import KvSlots, Rotations
 
 
@@ -79,6 +80,8 @@ class Layer(nn.Module):
         placed = (self.attention_in, self.attention_out, self.mlp_in, self.mlp_out)
         functions = [None if norm is None else function_of(norm) for norm in placed]
         self.function = LayerFunction(spec, attention.function, feed_forward.function, *functions)
+        self.parts: LayerParts | None = None
+        """Set by `fuse` where each part is a kernel of our own for CPUs."""
 
     def forward(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
         """Turns inputs `[..., n, hidden]` into outputs of the same shape."""

@@ -12,6 +12,7 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.float_linear import reading_prompt
 from specgen.models.kv_slots import SliceSlots
+from specgen.models.native_layers import NativeLayers
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4
 from specgen.models.shortlist_head import ShortlistHead
 from specgen.models.stored_slots import Rotations
@@ -35,6 +36,7 @@ class DecoderModel(CachedModel):
         """`[rows, hidden]`: inputs of the head at the rows of the last tree's pass."""
         self._shortlist = decoder.head if isinstance(decoder.head, ShortlistHead) else None
         self._slots = tuple(SliceSlots(segment.spec, segment.like, attends_by_row) for segment in decoder.segments)
+        self._layers = tuple(NativeLayers(segment) for segment in decoder.segments)
         self._devices = tuple(segment.device for segment in decoder.segments)
 
     @property
@@ -116,8 +118,8 @@ class DecoderModel(CachedModel):
     def _layers_output(self, new: Tensor, rotations: Sequence[Rotations]) -> Tensor:
         """Returns the outputs of the last layer for `new` `[n]`, with the rotations of each segment."""
         hidden = self.decoder.embed(new.to(self.decoder.device))
-        for index, segment in enumerate(self.decoder.segments):
-            hidden = segment.run(hidden.to(self._devices[index]), rotations[index], self._slots[index])
+        for index, layers in enumerate(self._layers):
+            hidden = layers.run(hidden.to(self._devices[index]), rotations[index], self._slots[index])
         return hidden
 
 

@@ -49,7 +49,7 @@ class BFloat16Linear(FloatLinear):
     in all passes.
     """
 
-    _weight: FloatWeight
+    native_weight: FloatWeight
 
     def __init__(self, weight: FloatWeight) -> None:
         super().__init__(weight)
@@ -60,13 +60,13 @@ class BFloat16Linear(FloatLinear):
         num_rows = math.prod(inputs.shape[:-1])
         if not self._may_round or num_rows <= self._most_own_rows():
             return super().after(prologue, inputs)
-        outputs = self._weight.multiply_rounded(inputs.reshape(num_rows, -1).float(), prologue)
+        outputs = self.native_weight.multiply_rounded(inputs.reshape(num_rows, -1).float(), prologue)
         return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
 
     def _most_own_rows(self) -> int:
         if not _reads_prompt.get():
             return MAX_CHECKED_TOKENS
-        return MOST_AMX_ROWS if self._weight.packs_columns else MOST_OWN_ROWS
+        return MOST_AMX_ROWS if self.native_weight.packs_columns else MOST_OWN_ROWS
 
 
 class NativeFloat16Linear(FloatLinear, Float16Linear):

@@ -195,7 +195,7 @@ class NativeLinear(PackedLinear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.num_bytes = weight.num_bytes
-        self._weight = weight
+        self.native_weight = weight
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns outputs in the type of the inputs."""
@@ -204,13 +204,13 @@ class NativeLinear(PackedLinear):
     def after(self, prologue: Prologue, inputs: Tensor) -> Tensor:
         """Lets inputs go through a prologue before the product."""
         if inputs.ndim == 2 and inputs.dtype == torch.float32:
-            return self._weight.multiply(inputs, prologue)
-        outputs = self._weight.multiply(inputs.reshape(-1, inputs.shape[-1]).float(), prologue)
+            return self.native_weight.multiply(inputs, prologue)
+        outputs = self.native_weight.multiply(inputs.reshape(-1, inputs.shape[-1]).float(), prologue)
         return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
 
     def unpacked(self) -> Tensor:
         """As in `PackedLinear`."""
-        return self._weight.unpacked()
+        return self.native_weight.unpacked()
 
 
 class NativeInt8Linear(NativeLinear, Int8Linear):

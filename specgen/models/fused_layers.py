@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from specgen.models.decoder import Layer
 from specgen.models.formats import NativeLinear
 from specgen.models.forward_pass import Function, Norm
-from specgen.models.native_weight import Prologue
-from specgen.models.vector_code import GATE, NORM
+from specgen.models.layer_parts import LayerParts, gate_prologue, norm_prologue, parts_of_layer
+from specgen.models.step_kernels import NativeNorm, step_kernels
+
+if TYPE_CHECKING:
+    from specgen.models.decoder import Layer
 
 
 @dataclass(slots=True)
@@ -45,17 +47,32 @@ def fuse(layer: Layer) -> Layer:
     if widen is not None:
         whole.mlp_in = None
     narrow = feed_forward.down_proj
-    if spec.activation == "silu" and isinstance(narrow, NativeLinear):
+    if isinstance(narrow, NativeLinear):
         plain: Function = feed_forward.gate_up_proj.forward
-        whole.feed_forward = FusedFeedForward(widen or plain, partial(narrow.after, Prologue(GATE)))
+        whole.feed_forward = FusedFeedForward(widen or plain, partial(narrow.after, gate_prologue(spec.activation)))
     elif widen is not None:
         _, _, narrowed = feed_forward.function.args
         whole.feed_forward = partial(feed_forward.function.func, spec, widen, narrowed)
+    if step_kernels() is not None and (parts := parts_of_layer(layer)) is not None:
+        layer.parts = parts
+        _use_own_norms(layer, parts)
     return layer
+
+
+def _use_own_norms(layer: Layer, parts: LayerParts) -> None:
+    """Computes the norms after products on the kernel that short passes have, so that the bits are the same."""
+    if parts.qk_norms is not None:
+        q_norm, k_norm = parts.qk_norms
+        layer.attention.function.qk_norms = NativeNorm(q_norm), NativeNorm(k_norm)
+    if parts.attention_out is not None:
+        layer.function.attention_out = NativeNorm(parts.attention_out)
+    if parts.mlp_out is not None:
+        layer.function.mlp_out = NativeNorm(parts.mlp_out)
 
 
 def after_norm(product: nn.Module, norm: Norm | None) -> Function | None:
     """Returns a product with the norm before it, or None if they can't be one call."""
-    if not isinstance(product, NativeLinear) or norm is None or norm.weight.dtype != torch.float32:
+    prologue = None if norm is None else norm_prologue(norm)
+    if prologue is None or not isinstance(product, NativeLinear):
         return None
-    return partial(product.after, Prologue(NORM, norm.weight.detach().contiguous(), norm.spec.norm_epsilon))
+    return partial(product.after, prologue)

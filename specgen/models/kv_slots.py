@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from specgen.core.draft_tree import depths_of
 from specgen.core.settings import MAX_CHECKED_TOKENS
-from specgen.models.attention_kernel import NewRows, SeenPositions, kernel_for, seen_by_rows
+from specgen.models.attention_kernel import AttentionKernel, NewRows, SeenPositions, kernel_for, seen_by_rows
 from specgen.models.capped_attention import attend_capped
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.rotary import rotate
@@ -41,7 +41,7 @@ class SliceSlots(StoredSlots):
         """As in `StoredSlots`."""
         super().release()
         self._capacity = 0
-        self._first = self._last = 0
+        self.first = self._last = 0
         self._first_row = 0
         self._parents: list[int] = []
         """Parents of the rows of a tree, stored from `_first_row` on; empty: the pass has consecutive tokens."""
@@ -57,12 +57,12 @@ class SliceSlots(StoredSlots):
 
     def begin(self, first: int, num_new: int) -> Rotations:
         """Prepares a pass over `num_new` tokens from position `first` on; what was stored after `first` is lost."""
-        self._first_row, self._first, self._last = first, first, first + num_new
+        self._first_row, self.first, self._last = first, first, first + num_new
         self._masks, self._seen, self._parents = {}, {}, []
         if self._last > self._capacity:
             self.grow(max(FIRST_CAPACITY, 2 * self._capacity, self._last), first)
         return {
-            rotary: (cos[self._first : self._last], sin[self._first : self._last])
+            rotary: (cos[self.first : self._last], sin[self.first : self._last])
             for rotary, (cos, sin) in self._tables.items()
         }
 
@@ -79,7 +79,7 @@ class SliceSlots(StoredSlots):
         first = length + len(self._parents)
         if first + len(parents) > self._capacity:
             self.grow(max(FIRST_CAPACITY, 2 * self._capacity, first + len(parents)), first)
-        self._first_row, self._first, self._last = length, first, first + len(parents)
+        self._first_row, self.first, self._last = length, first, first + len(parents)
         self._masks, self._seen, self._parents, self._depths = {}, {}, all_parents, depths_of(all_parents)
         positions = torch.tensor(self._depths[-len(parents) :], device=self._like.device) + length
         return {rotary: (cos[positions], sin[positions]) for rotary, (cos, sin) in self._tables.items()}
@@ -103,20 +103,33 @@ class SliceSlots(StoredSlots):
         self, layer: int, heads: Tensor, values: Tensor, table: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """As in `KvSlots`; in one call where our own kernel runs."""
-        num_new, kernel = self._last - self._first, self._kernel
-        if kernel is None or num_new > MAX_CHECKED_TOKENS:
+        kernel = self.kernel
+        if kernel is None:
             return super().rotate_and_attend(layer, heads, values, table)
         if table is not None and table[0].shape[-1] != kernel.rotary_size:
             heads, table = rotate(heads, table), None
+        new = NewRows(heads, values, table, self.first)
+        return kernel.attend(new, self.stored(layer), self.seen(layer), self._spec.attention_scale)
+
+    @property
+    def kernel(self) -> AttentionKernel | None:
+        """Our own kernel, if the tokens of this pass attend by it."""
+        return self._kernel if self._last - self.first <= MAX_CHECKED_TOKENS else None
+
+    def stored(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Returns keys and values of a layer, `[kv_heads, capacity, head_size]`."""
+        return self._keys[layer], self._values[layer]
+
+    def seen(self, layer: int) -> SeenPositions:
+        """Returns which positions the tokens of this pass see in a layer."""
         window = self._spec.layers[layer].window
         if window not in self._seen:
-            self._seen[window] = seen_by_rows(self._first_row, num_new, window, self._parents)
-        stored, new = (self._keys[layer], self._values[layer]), NewRows(heads, values, table, self._first)
-        return kernel.attend(new, stored, self._seen[window], self._spec.attention_scale)
+            self._seen[window] = seen_by_rows(self._first_row, self._last - self.first, window, self._parents)
+        return self._seen[window]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As in `KvSlots`."""
-        first, last = self._first, self._last
+        first, last = self.first, self._last
         self._keys[layer].narrow(1, first, last - first).copy_(keys.transpose(0, 1))
         self._values[layer].narrow(1, first, last - first).copy_(values.transpose(0, 1))
         if self._parents:
@@ -132,7 +145,7 @@ class SliceSlots(StoredSlots):
         A row is alone after its ancestors when rows are visited in preorder and stored by depth. The rows are stored
         at their own places again in the end.
         """
-        first = self._first
+        first = self.first
         if not self._attends_by_row or first != self._first_row:
             return self._attend(layer, queries, first)
         stored, attended = (self._keys[layer], self._values[layer]), []
@@ -192,13 +205,13 @@ class SliceSlots(StoredSlots):
     def _mask(self, window: int | None, start: int) -> Tensor | None:
         """Returns which positions from `start` on each new token sees, `[n, positions]`; None: plain causal, or all."""
         if window not in self._masks:
-            num_new = self._last - self._first
+            num_new = self._last - self.first
             mask = None
             if self._parents:
                 mask = tree_mask(self._parents, num_new, (start, self._first_row), window).to(self._like.device)
-            elif num_new > 1 and (self._first or (window is not None and self._last > window)):
+            elif num_new > 1 and (self.first or (window is not None and self._last > window)):
                 columns = torch.arange(start, self._last, device=self._like.device)
-                rows = torch.arange(self._first, self._last, device=self._like.device)[:, None]
+                rows = torch.arange(self.first, self._last, device=self._like.device)[:, None]
                 mask = columns <= rows
                 if window is not None:
                     mask &= columns > rows - window

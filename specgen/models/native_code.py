@@ -45,11 +45,16 @@ class NativeCode:
 
     def function(self, name: str, num_arguments: int) -> Function:
         """Returns a function whose arguments are integers and addresses, 64 bits each, and which returns nothing."""
-        address = self._engine.get_function_address(name)
+        address = self.address(name)
         if not _is_executable(address):
             raise RuntimeError("the system allows no new code in memory")
         function: Function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_arguments)(address)
         return function
+
+    def address(self, name: str) -> int:
+        """Returns where a function is. It stays there as long as this object lives."""
+        address: int = self._engine.get_function_address(name)
+        return address
 
 
 def host_features() -> frozenset[str]:

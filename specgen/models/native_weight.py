@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from specgen.models.amx_registers import AMX_LINES, AMX_OUTPUTS
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, integers, openmp_parallel
-from specgen.models.vector_code import ARGUMENTS, GATE, NORM, NOTHING, CpuVectors
+from specgen.models.vector_code import ARGUMENTS, GELU, NORM, NOTHING, SILU, CpuVectors
 
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
@@ -41,7 +41,7 @@ class Prologue:
     """What rows go through before a product, in the same call.
 
     Args:
-        kind: `NOTHING`, `NORM` or `GATE`.
+        kind: `NOTHING`, `NORM`, `SILU` or `GELU`.
         weight: Of the norm, float32 `[inputs]`.
         epsilon: Of the norm.
     """
@@ -50,11 +50,16 @@ class Prologue:
     weight: Tensor | None = None
     epsilon: float = 0.0
 
+    @property
+    def is_gate(self) -> bool:
+        """Whether the first half of a row is a gate of the second half."""
+        return self.kind in (SILU, GELU)
+
     def applied(self, rows: Tensor) -> Tensor:
         """Returns what rows are before the product, by torch's functions."""
-        if self.kind == GATE:
+        if self.is_gate:
             gate, up = rows.chunk(2, dim=-1)
-            return functional.silu(gate) * up
+            return (functional.silu(gate) if self.kind == SILU else functional.gelu(gate, approximate="tanh")) * up
         if self.kind == NORM:
             return functional.rms_norm(rows, rows.shape[-1:], self.weight, self.epsilon)
         return rows
@@ -121,7 +126,8 @@ class NativeWeight:
         shape: Outputs and inputs.
         bias: float32 `[outputs]`.
         kernels: What multiplies it.
-        group: The kernels compute this many outputs at once. The last group may have outputs that are not used.
+        group: The kernels compute this many outputs at once. The last group may have outputs that are not used:
+            `num_computed` counts them.
         block: Inputs of a row that share a scale.
     """
 
@@ -137,22 +143,22 @@ class NativeWeight:
     ) -> None:
         self.shape = shape
         self._num_outputs, self._num_inputs = shape
-        self._num_computed = -(-self._num_outputs // group) * group
+        self.num_computed = -(-self._num_outputs // group) * group
         self._block = block or self._num_inputs
-        self._kernels = kernels
+        self.kernels = kernels
         if kernels.packs_columns:
-            if self._num_computed < AMX_OUTPUTS:
+            if self.num_computed < AMX_OUTPUTS:
                 raise ValueError(f"the kernels compute {AMX_OUTPUTS} outputs at once, the weight has {shape[0]}")
             self._chunk_unit = AMX_OUTPUTS
         self._rows_at_once = max(ROWS_BYTES // (self._row_value_bytes * self._num_inputs), LEAST_ROWS)
-        self._bias = floats(self._num_computed).zero_()
+        self._bias = floats(self.num_computed).zero_()
         if bias is not None:
             self._bias[: self._num_outputs] += bias
 
     @property
     def packs_columns(self) -> bool:
         """Whether its kernels pack rows in columns, for AMX."""
-        return self._kernels.packs_columns
+        return self.kernels.packs_columns
 
     @property
     def num_bytes(self) -> int:
@@ -161,8 +167,8 @@ class NativeWeight:
 
     def _chunk_outputs(self, num_threads: int) -> int:
         """Returns how many outputs a thread claims at once: whole tiles."""
-        most = CHUNK_BYTES * self._num_computed // self._values.nbytes
-        share = self._num_computed // (CHUNKS_OF_THREAD * num_threads)
+        most = CHUNK_BYTES * self.num_computed // self._values.nbytes
+        share = self.num_computed // (CHUNKS_OF_THREAD * num_threads)
         return max(min(most, share) // self._chunk_unit, 1) * self._chunk_unit
 
     def unpacked(self) -> Tensor:
@@ -173,7 +179,7 @@ class NativeWeight:
         """Turns float32 inputs `[n, inputs]` into float32 outputs `[n, outputs]`.
 
         Args:
-            rows: With `GATE` `[n, 2 * inputs]`.
+            rows: Of a gate `[n, 2 * inputs]`.
             prologue: What they go through first.
 
         Raises:
@@ -181,37 +187,61 @@ class NativeWeight:
         """
         num_rows, num_inputs = rows.shape
         # The kernels get addresses: with another type, size or device they would read other memory.
-        expected = 2 * self._num_inputs if prologue.kind == GATE else self._num_inputs
+        expected = 2 * self._num_inputs if prologue.is_gate else self._num_inputs
         if rows.dtype != torch.float32 or not rows.is_cpu or num_inputs != expected:
             raise TypeError(f"expected float32 rows of {expected} on the CPU, got {rows.dtype}, {rows.shape}")
         # A pass over one token calls this for each product: every call of torch that it saves is measurable.
-        rows, outputs = rows.contiguous(), rows.new_empty(num_rows, self._num_computed)
-        if 0 < num_rows <= self._rows_at_once:
+        rows, outputs = rows.contiguous(), rows.new_empty(num_rows, self.num_computed)
+        if self.fits(num_rows):
             self._compute(rows, prologue, outputs)
         else:
             for first in range(0, num_rows, self._rows_at_once):
                 part = slice(first, first + self._rows_at_once)
                 self._compute(rows[part], prologue, outputs[part])
-        return outputs if self._num_computed == self._num_outputs else outputs[:, : self._num_outputs]
+        return outputs if self.num_computed == self._num_outputs else outputs[:, : self._num_outputs]
+
+    def fits(self, num_rows: int) -> bool:
+        """Returns whether so many rows are multiplied at once."""
+        return 0 < num_rows <= self._rows_at_once
+
+    def num_scratch(self, num_rows: int, prologue: Prologue) -> int:
+        """Returns how many float32 values of memory the kernels need for so many rows, beside the outputs."""
+        num_prepared_bytes, num_packed_bytes = self._scratch_bytes(num_rows, prologue)
+        # All parts have whole float32 values.
+        return (num_prepared_bytes + num_packed_bytes) // 4 + 2 * num_rows * (self._num_inputs // self._block)
+
+    def _scratch_bytes(self, num_rows: int, prologue: Prologue) -> tuple[int, int]:
+        """Returns the bytes of the rows after the prologue, and of the packed rows."""
+        # On AMX all groups have the same number of columns (`EVEN_PART`), so the last one may have some without a row.
+        num_unused = -num_rows % -(-num_rows // AMX_LINES) if self.packs_columns else 0
+        num_packed_bytes = self._row_value_bytes * (num_rows + num_unused) * self._num_inputs
+        return 4 * num_rows * self._num_inputs if prologue.kind != NOTHING else 0, num_packed_bytes
+
+    def arguments(self, num_rows: int, prologue: Prologue, scratch: int, outputs: int, num_threads: int) -> list[int]:
+        """Returns what the kernels read: see `ARGUMENTS`.
+
+        Args:
+            num_rows: `fits`.
+            prologue: What the rows go through first.
+            scratch: Address of `num_scratch` values.
+            outputs: Address of the outputs, float32 `[n, num_computed]`.
+            num_threads: Threads that compute them.
+        """
+        num_prepared_bytes, num_packed_bytes = self._scratch_bytes(num_rows, prologue)
+        num_scales = self._num_inputs // self._block
+        packed = scratch + num_prepared_bytes
+        scales = packed + num_packed_bytes
+        return [
+            *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
+            *(packed, scales, scales + 4 * num_rows * num_scales, outputs),
+            *(self.num_computed, self._num_inputs, num_rows, num_scales),
+            *(prologue.kind, scratch, 0 if prologue.weight is None else prologue.weight.data_ptr()),
+            *(bits_of(prologue.epsilon), self._chunk_outputs(num_threads), 0),
+        ]
 
     def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:
         """Computes outputs `[n, outputs]` of rows, both contiguous."""
-        num_rows, num_scales, num_threads = rows.shape[0], self._num_inputs // self._block, torch.get_num_threads()
-        # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
-        num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
-        # On AMX all groups have the same number of columns (`EVEN_PART`), so the last one may have some without a row.
-        num_unused = -num_rows % -(-num_rows // AMX_LINES) if self.packs_columns else 0
-        num_bytes = self._row_value_bytes * (num_values + num_unused * self._num_inputs)
-        num_prepared_bytes = 4 * num_values if prologue.kind != NOTHING else 0
-        # All parts have whole float32 values.
-        scratch = rows.new_empty((num_prepared_bytes + num_bytes) // 4 + 2 * num_rows * num_scales)
-        prepared = scratch.data_ptr()
-        first = prepared + num_prepared_bytes
-        arguments = _Arguments(
-            *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
-            *(first, first + num_bytes, first + num_bytes + num_scale_bytes, outputs.data_ptr()),
-            *(self._num_computed, self._num_inputs, num_rows, num_scales),
-            *(prologue.kind, prepared, 0 if prologue.weight is None else prologue.weight.data_ptr()),
-            *(bits_of(prologue.epsilon), self._chunk_outputs(num_threads), 0),
-        )
-        self._kernels.run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, num_threads)
+        num_rows, num_threads = rows.shape[0], torch.get_num_threads()
+        scratch = rows.new_empty(self.num_scratch(num_rows, prologue))
+        arguments = _Arguments(*self.arguments(num_rows, prologue, scratch.data_ptr(), outputs.data_ptr(), num_threads))
+        self.kernels.run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, num_threads)

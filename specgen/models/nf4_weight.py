@@ -34,7 +34,7 @@ class Nf4Weight(NativeWeight):
         vectors = kernels.vectors
         group = vectors.lanes
         super().__init__(weight.shape, bias, kernels, group=group, block=BLOCK)
-        num_groups, num_blocks = self._num_computed // group, self._num_inputs // BLOCK
+        num_groups, num_blocks = self.num_computed // group, self._num_inputs // BLOCK
         self._values = empty((num_groups, num_blocks, record_bytes(vectors)), torch.uint8, weight.device)
         # The scales are in the records.
         self._scales = floats(0)
@@ -54,7 +54,7 @@ class Nf4Weight(NativeWeight):
     def unpacked(self) -> Tensor:
         """As in `NativeWeight`."""
         num_groups, num_blocks, _ = self._values.shape
-        vectors = self._kernels.vectors
+        vectors = self.kernels.vectors
         group = vectors.lanes
         num_scale_bytes = 2 * group
         fours = self._values[:, :, :-num_scale_bytes].view(num_groups, num_blocks, BLOCK // 8, group, 4)
@@ -63,4 +63,4 @@ class Nf4Weight(NativeWeight):
         # [groups, blocks, eights, halves, outputs, 4]
         values = steps.permute(0, 4, 1, 2, 3, 5).reshape(num_groups, group, num_blocks, BLOCK)
         scales = self._values[:, :, -num_scale_bytes:].contiguous().view(torch.bfloat16).transpose(1, 2)
-        return (values * scales.float()[..., None]).reshape(self._num_computed, -1)[: self._num_outputs]
+        return (values * scales.float()[..., None]).reshape(self.num_computed, -1)[: self._num_outputs]

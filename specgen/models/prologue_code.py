@@ -5,7 +5,27 @@ In a call of their own, torch's functions for these take as long as a small prod
 
 from __future__ import annotations
 
-from specgen.models.vector_code import ARGUMENTS, EXPONENTIAL, FLOATS, LANES, NORM, NOTHING, constant, load_arguments
+from math import pi, sqrt
+
+from specgen.models.vector_code import (
+    ARGUMENTS,
+    EXPONENTIAL,
+    FLOATS,
+    GELU,
+    LANES,
+    NORM,
+    NOTHING,
+    constant,
+    hexadecimal,
+    load_arguments,
+)
+
+_LINEAR = 2 * sqrt(2 / pi)
+
+
+def _constant(value: float) -> str:
+    return constant(hexadecimal(value))
+
 
 _NORM = f"""
 define internal void @norm_row(ptr %in, ptr %out, ptr %weight, float %epsilon, i64 %size) {{
@@ -48,8 +68,23 @@ exit:
 }}
 """
 
-_GATE = f"""
-define internal void @gate_row(ptr %gates, ptr %out, i64 %size) {{
+_OF_SILU = f"  %x = bitcast {FLOATS} %gate to {FLOATS}"
+_OF_GELU = f"""
+  %square = fmul {FLOATS} %gate, %gate
+  %cubic = fmul {FLOATS} %square, {_constant(0.044715 * _LINEAR)}
+  %slope = fadd {FLOATS} %cubic, {_constant(_LINEAR)}
+  %x = fmul {FLOATS} %gate, %slope"""
+"""What computes x of the function below."""
+
+
+def _gate(name: str, argument: str) -> str:
+    """Returns a function that turns gates and ups, side by side, into g / (1 + exp(-x)) times the ups.
+
+    It is SiLU with x = g, and with x = 2 sqrt(2 / pi) (g + 0.044715 g^3) GELU by tanh (Hendrycks and Gimpel 2016,
+    arXiv:1606.08415). Of the exponentials of x and -x, the one that is at most 1 is computed.
+    """
+    return f"""
+define internal void @{name}(ptr %gates, ptr %out, i64 %size) {{
 entry:
   %ups = getelementptr float, ptr %gates, i64 %size
   br label %column
@@ -59,9 +94,10 @@ column:
   %gate = load {FLOATS}, ptr %gate_at, align 4
   %up_at = getelementptr float, ptr %ups, i64 %i
   %up = load {FLOATS}, ptr %up_at, align 4
-  %opposite = fneg {FLOATS} %gate
-  %is_below = fcmp olt {FLOATS} %gate, zeroinitializer
-  %exponent = select <{LANES} x i1> %is_below, {FLOATS} %gate, {FLOATS} %opposite
+{argument}
+  %opposite = fneg {FLOATS} %x
+  %is_below = fcmp olt {FLOATS} %x, zeroinitializer
+  %exponent = select <{LANES} x i1> %is_below, {FLOATS} %x, {FLOATS} %opposite
   %small = call {FLOATS} @exponential({FLOATS} %exponent)
   %divisor = fadd {FLOATS} %small, {constant("1.0")}
   %dividend = select <{LANES} x i1> %is_below, {FLOATS} %small, {FLOATS} {constant("1.0")}
@@ -77,7 +113,6 @@ exit:
   ret void
 }}
 """
-"""SiLU is x / (1 + exp(-x)). Of the exponentials of x and -x, the one that is at most 1 is computed."""
 
 
 def _prepared() -> str:
@@ -94,6 +129,7 @@ nothing:
   ret ptr %inputs
 something:
   %is_norm = icmp eq i64 %prologue, {NORM}
+  %is_gelu = icmp eq i64 %prologue, {GELU}
   %double_size = mul i64 %size, 2
   %in_size = select i1 %is_norm, i64 %size, i64 %double_size
   br label %row
@@ -108,7 +144,12 @@ norm:
   call void @norm_row(ptr %in, ptr %out, ptr %norm_weight, float %epsilon, i64 %size)
   br label %row_end
 gate:
-  call void @gate_row(ptr %in, ptr %out, i64 %size)
+  br i1 %is_gelu, label %gelu, label %silu
+silu:
+  call void @silu_row(ptr %in, ptr %out, i64 %size)
+  br label %row_end
+gelu:
+  call void @gelu_row(ptr %in, ptr %out, i64 %size)
   br label %row_end
 row_end:
   %r_next = add i64 %r, 1
@@ -120,4 +161,5 @@ exit:
 """
 
 
-PROLOGUES = "\n".join(["declare float @llvm.sqrt.f32(float)", EXPONENTIAL, _NORM, _GATE, _prepared()])
+_GATES = _gate("silu_row", _OF_SILU), _gate("gelu_row", _OF_GELU)
+PROLOGUES = "\n".join(["declare float @llvm.sqrt.f32(float)", EXPONENTIAL, _NORM, *_GATES, _prepared()])

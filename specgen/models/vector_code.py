@@ -44,8 +44,9 @@ ARGUMENTS = {
 excesses, of each row; `chunk` is the number of outputs that a thread claims at once, and `counter` is 0.
 """
 
-NOTHING, NORM, GATE = range(3)
-"""Kinds of prologues: a root mean square norm, or SiLU of the first half of a row times the second half."""
+NOTHING, NORM, SILU, GELU = range(4)
+"""Kinds of prologues: a root mean square norm, or an activation of the first half of a row times the second half. GELU
+is its approximation by tanh."""
 
 
 @dataclass(frozen=True, slots=True)

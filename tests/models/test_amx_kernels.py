@@ -36,7 +36,7 @@ from specgen.models.native_weight import NO_PROLOGUE, Kernels, NativeWeight, Pro
 from specgen.models.nf4_code import nf4_tiles
 from specgen.models.nf4_weight import Nf4Weight
 from specgen.models.prologue_code import PROLOGUES
-from specgen.models.vector_code import GATE, NORM, CpuVectors
+from specgen.models.vector_code import NORM, SILU, CpuVectors
 from tests.fakes import threads
 
 needs_amx = pytest.mark.skipif(not may_use_amx(), reason="needs AMX")
@@ -64,7 +64,7 @@ def prepared(kind: str, num_rows: int, num_inputs: int) -> tuple[Tensor, Prologu
     rows = torch.randn(num_rows, num_inputs * (2 if kind == "gate" else 1)) * torch.logspace(-3, 3, num_rows)[:, None]
     if kind == "norm":
         return rows, Prologue(NORM, torch.rand(num_inputs) + 0.5, 1e-6)
-    return rows, Prologue(GATE) if kind == "gate" else NO_PROLOGUE
+    return rows, Prologue(SILU) if kind == "gate" else NO_PROLOGUE
 
 
 def bfloat16_weight(weight: Tensor, bias: Tensor | None = None) -> FloatWeight:

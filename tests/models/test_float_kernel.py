@@ -17,7 +17,7 @@ from specgen.models.kernels import float_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, Prologue
 from specgen.models.prologue_code import PROLOGUES
-from specgen.models.vector_code import GATE, NORM, CpuVectors
+from specgen.models.vector_code import NORM, SILU, CpuVectors
 from tests.fakes import threads
 from tests.models.vectors import ALL_VECTORS, compile_float_kernels
 
@@ -79,7 +79,7 @@ def test_rows_go_through_a_prologue_first(dtype: torch.dtype, num_rows: int) -> 
     gates, ups = pairs.chunk(2, dim=1)
 
     normed = packed.multiply(rows, Prologue(NORM, norm, 1e-6))
-    gated = packed.multiply(pairs, Prologue(GATE))
+    gated = packed.multiply(pairs, Prologue(SILU))
 
     for outputs, usual in (
         (normed, functional.rms_norm(rows, (256,), norm, 1e-6)),
@@ -93,7 +93,7 @@ def test_rows_go_through_a_prologue_first(dtype: torch.dtype, num_rows: int) -> 
 
 @pytest.mark.parametrize(
     ("prologue", "num_values"),
-    [(Prologue(), 64), (Prologue(NORM, torch.rand(64) + 0.5, 1e-6), 64), (Prologue(GATE), 128)],
+    [(Prologue(), 64), (Prologue(NORM, torch.rand(64) + 0.5, 1e-6), 64), (Prologue(SILU), 128)],
 )
 @needs_kernel
 def test_torchs_product_rounds_rows_after_the_prologue(prologue: Prologue, num_values: int) -> None:

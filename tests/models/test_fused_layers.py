@@ -24,7 +24,7 @@ from specgen.models.native_weight import NativeWeight, Prologue, kernels_of
 from specgen.models.nf4_weight import Nf4Weight
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
-from specgen.models.vector_code import GATE, NORM, NOTHING
+from specgen.models.vector_code import GELU, NORM, NOTHING, SILU
 from tests.decoders import decoder_of
 from tests.models.test_decoder import BUILDERS, FAMILIES, build
 
@@ -60,14 +60,17 @@ def test_a_norm_before_a_product_is_that_of_torch() -> None:
 
 
 @needs_kernel
-def test_an_activation_before_a_product_is_that_of_torch() -> None:
+@pytest.mark.parametrize("kind", [SILU, GELU])
+def test_an_activation_before_a_product_is_that_of_torch(kind: int) -> None:
     rows = torch.randn(19, 512) * torch.logspace(-4, 3, 19)[:, None]
     gates, ups = rows.chunk(2, dim=1)
+    activated = functional.silu(gates) if kind == SILU else functional.gelu(gates, approximate="tanh")
     for weight in weights():
-        outputs = weight.multiply(rows, Prologue(GATE))
+        outputs = weight.multiply(rows, Prologue(kind))
 
-        assert error(outputs, weight.multiply(functional.silu(gates) * ups)) < 0.01
-        assert torch.equal(torch.cat([weight.multiply(row[None], Prologue(GATE)) for row in rows]), outputs)
+        assert error(outputs, weight.multiply(activated * ups)) < 0.01
+        assert error(outputs, weight.multiply(Prologue(kind).applied(rows))) < 0.01
+        assert torch.equal(torch.cat([weight.multiply(row[None], Prologue(kind)) for row in rows]), outputs)
 
 
 @needs_kernel
@@ -84,9 +87,9 @@ def test_the_rows_of_a_long_prompt_are_computed_in_parts(monkeypatch: pytest.Mon
 
 
 @needs_kernel
-@pytest.mark.parametrize("kind", [NORM, GATE])
+@pytest.mark.parametrize("kind", [NORM, SILU, GELU])
 def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
-    rows = torch.randn(3, 512 if kind == GATE else 256)
+    rows = torch.randn(3, 256 if kind == NORM else 512)
     rows[1, 7] = torch.nan
     for weight in weights():
         outputs = weight.multiply(rows, Prologue(kind, torch.ones(256), 1e-6))
@@ -97,7 +100,7 @@ def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
 @needs_kernel
 def test_rows_of_another_size_are_refused() -> None:
     with pytest.raises(TypeError, match="expected float32 rows of 512"):
-        weights()[0].multiply(torch.ones(1, 256), Prologue(GATE))
+        weights()[0].multiply(torch.ones(1, 256), Prologue(SILU))
 
 
 @needs_kernel
@@ -106,8 +109,10 @@ def test_rows_of_another_size_are_refused() -> None:
     [
         (NORM, "fadd float %mean, %epsilon", "fadd float %mean, 1.0"),
         (NORM, "fmul <16 x float> %scaled, %w", "fmul <16 x float> %scaled, %scaled"),
-        (GATE, "fmul <16 x float> %activated, %up", "fmul <16 x float> %activated, %gate"),
-        (GATE, "%is_below, <16 x float> %small", "%is_below, <16 x float> %up"),
+        (SILU, "fmul <16 x float> %activated, %up", "fmul <16 x float> %activated, %gate"),
+        (SILU, "%is_below, <16 x float> %small", "%is_below, <16 x float> %up"),
+        (GELU, "br i1 %is_gelu", "br i1 false"),
+        (GELU, "fmul <16 x float> %gate, %slope", "fmul <16 x float> %slope, %slope"),
     ],
 )
 def test_a_planted_bug_is_noticed(kind: int, old: str, new: str) -> None:
@@ -116,9 +121,11 @@ def test_a_planted_bug_is_noticed(kind: int, old: str, new: str) -> None:
     text = kernel_text(int8_tiles(vectors), PROLOGUES)
     assert old in text
     planted = Int8Weight(torch.randn(100, 256), None, kernels_of(NativeCode(text.replace(old, new)), vectors))
-    rows, norm = 0.3 * torch.randn(4, 512 if kind == GATE else 256), torch.rand(256) + 0.5
+    rows, norm = 0.3 * torch.randn(4, 256 if kind == NORM else 512), torch.rand(256) + 0.5
     gates, ups = rows[:, :256], rows[:, -256:]
-    usual = functional.silu(gates) * ups if kind == GATE else functional.rms_norm(rows, (256,), norm, 1e-6)
+    usual = (functional.silu(gates) if kind == SILU else functional.gelu(gates, approximate="tanh")) * ups
+    if kind == NORM:
+        usual = functional.rms_norm(rows, (256,), norm, 1e-6)
 
     outputs = planted.multiply(rows, Prologue(kind, norm, 1e-6))
 
@@ -139,11 +146,10 @@ def test_a_fused_decoder_computes_what_it_computed_before(name: str, kind: type[
     for layer in decoder.layers:
         fuse(layer)
 
-    is_silu = decoder.layers[0].attention.function.spec.activation == "silu"
     # Rounding to 8 bits amplifies the last bit of a norm to a step.
     assert error(DecoderModel(decoder, 96).logits(ids, 30), expected) < 0.05
     if isinstance(decoder.layers[0].mlp.down_proj, kind):
-        assert isinstance(decoder.layers[0].function.feed_forward, FusedFeedForward) == is_silu
+        assert isinstance(decoder.layers[0].function.feed_forward, FusedFeedForward)
     assert torch.equal(
         DecoderModel(copy.deepcopy(decoder), 96).logits(ids, 30), DecoderModel(decoder, 96).logits(ids, 30)
     )

@@ -1,0 +1,235 @@
+"""All layers of a short pass in one call give, bit for bit, what they give one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+from specgen.loading.decoder_weights import dense_linear
+from specgen.models import kv_slots
+from specgen.models import step_kernels as module
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.float_linear import BFloat16Linear
+from specgen.models.formats import Int8Linear, Nf4Linear
+from specgen.models.fused_layers import fuse
+from specgen.models.kernels import int8_kernels
+from specgen.models.kv_slots import SliceSlots
+from specgen.models.native_layers import NativeLayers, NativePass
+from specgen.models.native_steps import MAX_ROWS
+from specgen.models.packing import PackedKind, packed_linear
+from specgen.models.prologue_code import PROLOGUES
+from specgen.models.step_code import step_code
+from specgen.models.step_kernels import step_kernels
+from specgen.models.stored_slots import Rotations
+from tests.decoders import decoder_of
+from tests.models.test_decoder import FAMILIES, build
+
+pytestmark = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
+KINDS: list[PackedKind] = [Int8Linear, Nf4Linear, BFloat16Linear]
+ONE_BY_ONE = ("gemma2", "phi3-window")
+"""Families whose layers run one by one: the kernel caps no scores, and rotates whole vectors of channels only."""
+IDS = [5 + 3 * index % 80 for index in range(80)]
+
+
+def model_of(family: str, kind: PackedKind = Nf4Linear) -> DecoderModel:
+    def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return packed_linear(weight, kind, bias)
+
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
+    heads = {"head_dim": 32} if family in ("qwen3", "gemma2", "gemma3") else {}
+    decoder = decoder_of(build(family, **sizes, **heads), linear)
+    for layer in decoder.layers:
+        fuse(layer)
+    return DecoderModel(decoder, 96, attends_by_row=True)
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Runs layers one by one."""
+    with patch.object(NativeLayers, "_fits", return_value=False):
+        yield
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """Notes the rows of passes whose layers ran in one call."""
+    found: list[int] = []
+    run = NativePass.run
+
+    def note(self: NativePass, hidden: Tensor, rotations: Rotations, slots: SliceSlots) -> Tensor:
+        found.append(hidden.shape[0])
+        return run(self, hidden, rotations, slots)
+
+    with patch.object(NativePass, "run", note):
+        yield found
+
+
+def passes(model: DecoderModel) -> list[Tensor]:
+    """Returns the logits of passes of all kinds: windows are crossed, positions taken back, a tree grows in two."""
+    found = []
+    model.feed(IDS[:30])
+    for num_rows in (1, 2, 5, MAX_ROWS, MAX_ROWS + 1, 3, 1):
+        model.rewind(30)
+        found.append(model.logits(IDS[: 30 + num_rows], num_rows))
+    model.rewind(30)
+    found.append(model.tree_logits(torch.tensor(IDS[40:43]), [-1, -1, 0]))
+    found.append(model.tree_logits(torch.tensor(IDS[50:52]), [2, 1]))
+    model.keep_rows([1, 4])
+    found.append(model.logits([*IDS[:30], IDS[41], IDS[51], *IDS[60:63]], 3))
+    return found
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert [torch.equal(one, other) for one, other in zip(found, expected, strict=True)] == [True] * len(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_of_all_families_are_those_of_layers_one_by_one(family: str) -> None:
+    model = model_of(family)
+    with one_by_one():
+        expected = passes(copy.deepcopy(model))
+
+    with noted() as rows:
+        found = passes(model)
+
+    assert_same(found, expected)
+    assert rows == ([] if family in ONE_BY_ONE else [1, 2, 5, MAX_ROWS, 3, 1, 3, 2, 3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_in_all_formats_are_those_of_layers_one_by_one(kind: PackedKind) -> None:
+    model = model_of("llama-bias", kind)
+    with one_by_one():
+        expected = passes(copy.deepcopy(model))
+
+    with noted() as rows:
+        assert_same(passes(model), expected)
+
+    assert rows
+
+
+def test_a_larger_cache_and_another_number_of_threads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_slots, "FIRST_CAPACITY", 32)
+    model, num_threads = model_of("qwen2"), torch.get_num_threads()
+    with one_by_one():
+        expected = passes(copy.deepcopy(model))
+    passes(model)
+
+    try:
+        torch.set_num_threads(num_threads + 1)
+        model.reset()
+        assert_same(passes(model), expected)
+    finally:
+        torch.set_num_threads(num_threads)
+    model.reset()
+    assert_same(passes(model), expected)
+
+
+@torch.inference_mode()
+def test_outputs_stay_as_they_are_when_another_pass_runs() -> None:
+    model = model_of("llama")
+    with one_by_one():
+        expected = copy.deepcopy(model).logits(IDS[:4], 4)
+    model.feed(IDS[:4])
+    (layers,), (slots,) = model._layers, model._slots
+    hidden = model.decoder.embed(torch.tensor(IDS[:4]))
+
+    first = layers.run(hidden, slots.begin(0, 4), slots)
+    layers.run(torch.randn_like(hidden), slots.begin(4, 4), slots)
+
+    assert torch.equal(model.decoder.logits(model.decoder.norm(first)), expected)
+
+
+def test_a_copy_reads_its_own_weights() -> None:
+    model = model_of("llama")
+    expected = passes(model)
+    other = copy.deepcopy(model)
+    for layer in model.decoder.layers:
+        layer.attention.qkv_proj.native_weight._values.zero_()  # type: ignore[union-attr]
+    other.reset()
+
+    assert_same(passes(other), expected)
+
+
+def test_one_layer_with_another_product_lets_all_run_one_by_one() -> None:
+    decoder = decoder_of(build("llama", hidden_size=128, intermediate_size=192), nf4_but_once())
+    for layer in decoder.layers:
+        fuse(layer)
+
+    with noted() as rows:
+        DecoderModel(decoder, 96, attends_by_row=True).logits(IDS[:5], 5)
+
+    assert not rows
+
+
+def nf4_but_once() -> Callable[[Tensor, Tensor | None], nn.Module]:
+    made = 0
+
+    def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        nonlocal made
+        made += 1
+        return dense_linear(weight, bias) if made == 6 else packed_linear(weight, Nf4Linear, bias)
+
+    return linear
+
+
+def test_a_machine_without_the_code_runs_layers_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = passes(model_of("llama"))
+
+    def fail(_: str) -> None:
+        raise RuntimeError("the system allows no new code in memory")
+
+    monkeypatch.setattr(module, "NativeCode", fail)
+    step_kernels.cache_clear()
+    try:
+        with noted() as rows:
+            assert_same(passes(model_of("llama")), expected)
+    finally:
+        step_kernels.cache_clear()
+
+    assert not rows
+
+
+@pytest.mark.parametrize(
+    ("family", "old", "new"),
+    [
+        ("granite", "fadd <16 x float> %x, %scaled", "fadd <16 x float> %x, %y"),
+        ("qwen3", "%row_offset = mul i64 %row, %row_stride", "%row_offset = mul i64 %row, %size"),
+        ("qwen3", "icmp ult i64 %index_next, %num_norms", "icmp ult i64 %index_next, 1"),
+        (
+            "qwen3",
+            "icmp ult i64 %row_next, %num_rows\n  br i1 %rows_more",
+            "icmp ult i64 %row_next, 1\n  br i1 %rows_more",
+        ),
+    ],
+)
+def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, family: str, old: str, new: str) -> None:
+    text = step_code(PROLOGUES)
+    assert old in text
+    monkeypatch.setattr(module, "step_code", lambda _: text.replace(old, new))
+    step_kernels.cache_clear()
+    try:
+        with pytest.raises(AssertionError):
+            test_passes_of_all_families_are_those_of_layers_one_by_one(family)
+    finally:
+        step_kernels.cache_clear()
+
+
+def test_counters_that_are_not_reset_are_noticed() -> None:
+    """A product whose counter is not 0 computes nothing."""
+    model = model_of("llama")
+    expected = model.logits(IDS[:5], 5)
+    model.reset()
+    model.logits(IDS[5:10], 5)
+    (native,) = model._layers[0]._passes.values()
+    native._counters = numpy.array([], numpy.int64)
+    model.reset()
+
+    assert not torch.equal(model.logits(IDS[:5], 5), expected)
