@@ -13,7 +13,7 @@ from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DeviceError, MemoryShortageError, PairError, SpecgenError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.doctor.llama_start import MISSING, WORKS, llama_cpp_state
+from specgen.doctor.llama_start import MISSING, STARTS, llama_cpp_state
 from specgen.doctor.model_plan import plan_models
 from specgen.doctor.results import (
     CacheState,
@@ -60,7 +60,7 @@ def examine(
     system = SystemReport(machine, examine_libraries(machine), terminal, tuple(examine_caches()))
     if settings is None:
         return Findings(system)
-    if _needs_llama_cpp(settings) and (state := system.libraries.llama_cpp) not in (WORKS, MISSING):
+    if _needs_llama_cpp(settings) and (state := system.libraries.llama_cpp) not in (STARTS, MISSING):
         # It would end this program, too, and nothing would be reported.
         return Findings(system, error=DeviceError(f"llama.cpp {state}", "use --backend torch until then"))
     pair, error = _examine_checked(settings, context_tokens, progress, measures=measures)

@@ -1,4 +1,7 @@
-"""Starts llama.cpp in a process of its own: a build for another processor ends the process with SIGILL."""
+"""Starts llama.cpp in a process of its own: a build for another processor may end the process with SIGILL.
+
+No model is computed: a build that starts may still fail in the kernels of a quantized type.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import sys
 
 from specgen.loading.libraries import has_llama_cpp
 
-WORKS, MISSING = "works", "not installed"
+STARTS, MISSING = "starts", "not installed"
 _START = "import llama_cpp; llama_cpp.llama_backend_init(); llama_cpp.llama_print_system_info()"
 _TIMEOUT_SECONDS = 60.0
 _REINSTALL = "install it again on this machine: pip install --force-reinstall --no-binary :all: llama-cpp-python"
 
 
 def llama_cpp_state() -> str:
-    """Returns `WORKS`, `MISSING`, or in one sentence what ends the installed llama.cpp at its start."""
+    """Returns `STARTS`, `MISSING`, or in one sentence what ends the installed llama.cpp at its start."""
     if not has_llama_cpp():
         return MISSING
     try:
@@ -31,4 +34,4 @@ def llama_cpp_state() -> str:
     if ended.returncode:
         lines = ended.stderr.decode(errors="replace").strip().splitlines()
         return f"can't be started: {lines[-1][:200] if lines else f'exit code {ended.returncode}'}"
-    return WORKS
+    return STARTS
