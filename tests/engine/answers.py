@@ -23,6 +23,7 @@ from tests.engine.replays import Costs, table
 
 NUM_TOKENS = 64
 NUM_PROMPT = 60
+UNFINISHED_PASSES = 6
 LENGTHS = (1, 2, 3, 4, 6, 8)
 """Fixed draft lengths that `-k auto` is compared with."""
 INT8 = table({1: 1.0, 2: 1.09, 4: 1.23, 6: 1.37, 8: 1.46, 16: 2.0})
@@ -58,6 +59,7 @@ class Drafts:
         passes: Mean passes for a token.
         confidence: How much of the way from the true acceptance to 1 the draft's confidence is.
         reading: Cost of a further token in a pass of the draft, as a share of the pass.
+        unfinished: Share of places where the draft writes `UNFINISHED_PASSES` tokens and finds none to propose.
     """
 
     pass_cost: float
@@ -68,6 +70,7 @@ class Drafts:
     passes: float = 1.0
     confidence: float = 0.2
     reading: float = 0.1
+    unfinished: float = 0.0
 
 
 @dataclass
@@ -79,6 +82,7 @@ class Answer:
     accepted: list[bool] = field(init=False)
     confidence: list[float] = field(init=False)
     passes: list[int] = field(init=False)
+    """0: the draft finds no token here."""
 
     def __post_init__(self) -> None:
         chance, drafts = random.Random(self.seed), self.drafts
@@ -90,7 +94,8 @@ class Answer:
             self.accepted.append(chance.random() < acceptance)
             sure = acceptance + (1 - acceptance) * drafts.confidence
             self.confidence.append(min(max(sure + chance.gauss(0, 0.08), 0.02), 0.999))
-            self.passes.append(int(drafts.passes) + (chance.random() < drafts.passes % 1))
+            num_passes = int(drafts.passes) + (chance.random() < drafts.passes % 1)
+            self.passes.append(0 if drafts.unfinished and chance.random() < drafts.unfinished else num_passes)
 
 
 class Clock:
@@ -122,11 +127,15 @@ def run(answer: Answer, policy: LengthPolicy, clock: Clock, limit: int = 16) -> 
         policy.start_round()
         count = num_passes = 0
         while count < min(limit, NUM_TOKENS - place - 1) and policy.should_draft():
+            if not answer.passes[place + count]:
+                policy.on_token(0.0, UNFINISHED_PASSES)
+                num_passes += UNFINISHED_PASSES
+                break
             passes = answer.passes[place + count] + (0 if count else drafts.extra_passes)
             policy.on_token(answer.confidence[place + count], passes)
             num_passes += passes
             count += 1
-        read = drafts.pass_cost * drafts.reading * max(num_missed, 0) if count else 0.0
+        read = drafts.pass_cost * drafts.reading * max(num_missed, 0) if num_passes else 0.0
         drafting, verify = num_passes * drafts.pass_cost + read, drafts.verify_cost(count + 1)
         steps += drafting + verify
         right = 0
@@ -139,14 +148,14 @@ def run(answer: Answer, policy: LengthPolicy, clock: Clock, limit: int = 16) -> 
                 right,
                 1,
                 0,
-                clock.disturbed(drafting, "draft") if count else 0.0,
+                clock.disturbed(drafting, "draft") if num_passes else 0.0,
                 clock.disturbed(verify, count),
                 0.0,
                 "model" if count else None,
-                num_passes=num_passes if count else None,
+                num_passes=num_passes or None,
             )
         )
-        num_missed = 0 if count else num_missed + 1
+        num_missed = 0 if num_passes else num_missed + 1
         place += right + 1
         index += 1
     return steps

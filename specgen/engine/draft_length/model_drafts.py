@@ -9,8 +9,9 @@ from specgen.core.settings import LONGEST_AUTO_DRAFT
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
+from specgen.engine.draft_length.draft_model_stats import DraftModelStats, PassesPerToken
 from specgen.engine.draft_length.replay_cost import ReplayCost
-from specgen.engine.draft_length.throughput import RecentRounds, Throughput
+from specgen.engine.draft_length.throughput import Throughput
 
 TRIAL_LENGTHS = (1, 3, 4, 5, 7)
 """Not 2: in float32 a pass over three tokens was measured more expensive than one over four, and after paying for it
@@ -19,73 +20,8 @@ the policy expects nothing cheaper from longer ones."""
 BEST_ACCEPTANCE = 0.9
 """Acceptance rate of the best drafts. A draft that would not pay even with it is not tried."""
 
-MIN_READ = 8
-"""Tokens that the draft model must have read before their cost is known: the cost of drafting hides that of a few."""
-
 MARGIN = 0.03
 """Tokens that a draft must be expected to gain over plain decoding: a smaller gain may as well be a loss."""
-
-
-class PassesPerToken:
-    """Averages the passes of the draft model that a draft's first token takes, and each further one.
-
-    A text draft's first token needs one pass more than the others: what follows a token decides where it ends. So a
-    draft of several tokens may pay where a single one does not.
-    """
-
-    def __init__(self) -> None:
-        self._first = RecentRounds()
-        self._further = RecentRounds()
-
-    def observe(self, position: int, num_passes: int) -> None:
-        """Adds a drafted token."""
-        (self._further if position else self._first).observe(1, num_passes)
-
-    def expected(self, length: int, num_tokens: int) -> float:
-        """Returns the passes that `num_tokens` more tokens take after a draft of `length` tokens."""
-        first = self._first.seconds if self._first.num_rounds else 1.0
-        further = self._further.seconds if self._further.num_rounds else max(first - 1, 1.0)
-        return num_tokens * further if length else first + (num_tokens - 1) * further
-
-
-class DraftModelStats:
-    """Averages what recent rounds of the draft model yielded and cost."""
-
-    def __init__(self) -> None:
-        self.num_missed = 0
-        """Tokens written since the model last drafted: it reads them first."""
-        self._num_read = 0
-        self._reading_seconds = 0.0
-        """Time to read `_num_read` missed tokens: those that the draft model has not read yet."""
-        self._rounds = RecentRounds()
-        """Counts accepted tokens only."""
-
-    @property
-    def seconds_per_missed(self) -> float | None:
-        """Cost of reading a missed token; None before several were read."""
-        return max(self._reading_seconds / self._num_read, 0.0) if self._num_read >= MIN_READ else None
-
-    def note_reading(self, num_tokens: int, seconds: float) -> None:
-        """Notes that the model read tokens, of the prompt or missed ones."""
-        self._num_read += num_tokens
-        self._reading_seconds += seconds
-
-    def gain(self, rate: float, plain_seconds: float) -> float | None:
-        """Returns the accepted tokens of a round, less those lost in its extra time; None before the first round."""
-        rounds = self._rounds
-        return rounds.tokens - rate * (rounds.seconds - plain_seconds) if rounds.num_rounds else None
-
-    def observe(self, round_: Round, draft_seconds: float, num_accepted: int) -> None:
-        """Adds a round of the model.
-
-        Args:
-            draft_seconds: Cost of its tokens without reading missed ones.
-            num_accepted: Of its tokens.
-        """
-        if self.num_missed:
-            self.note_reading(self.num_missed, round_.draft_seconds - draft_seconds)
-        self.num_missed = 0
-        self._rounds.observe(num_accepted, draft_seconds + round_.verify_seconds)
 
 
 class ModelDrafts:
@@ -153,10 +89,15 @@ class ModelDrafts:
         """Longest draft at this time."""
         return min(LONGEST_AUTO_DRAFT, self._costs.longest_trial)
 
-    def pays(self) -> bool:
-        """Returns whether to draft one more token."""
+    def losses_where_it_pays(self) -> Iterator[float]:
+        """Yields the loss of a rejected draft, in tokens of plain decoding, for each length ahead that should pay."""
         margin = MARGIN if not self.num_drafted else 0.0
-        return any(gain > margin for gain in self._gains_ahead())
+        one, pass_seconds = self._costs.seconds(1), self._replay.pass_seconds(1)
+        for length, gain in enumerate(self._gains_ahead(), self.num_drafted + 1):
+            if gain > margin:
+                passes = self._num_passes + self._passes.expected(self.num_drafted, length - self.num_drafted)
+                seconds = passes * self._draft_cost.typical_seconds + self._replay.optimistic_seconds(length + 1)
+                yield (seconds - pass_seconds) / one
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
         """Returns whether a draft of the model gains more than a lookup draft.
@@ -191,18 +132,22 @@ class ModelDrafts:
         best = min(lengths, key=losses.__getitem__)
         return best, losses[best] + reading / one
 
-    def lost(self, round_: Round) -> float | None:
-        """Returns the tokens of plain decoding that a round's draft lost, by the known costs; None without a draft."""
-        if not self._is_of_model(round_):
-            return None
-        extra = self._costs.seconds(round_.num_fed) - self._costs.seconds(1)
-        seconds = self._passes_of(round_) * self._draft_cost.seconds + extra
-        return seconds / self._costs.seconds(1) - round_.num_accepted
+    def lost(self, round_: Round) -> float:
+        """Returns the tokens of plain decoding that a round's draft lost by the known costs, without reading."""
+        one = self._costs.seconds(1)
+        drafting = self._passes_of(round_) * self._draft_cost.typical_seconds if self.has_drafted(round_) else 0.0
+        return (drafting + self._costs.seconds(round_.num_fed) - one) / one - round_.num_accepted if one else 0.0
+
+    @property
+    def reading(self) -> float:
+        """Tokens of plain decoding that reading the missed tokens takes."""
+        one = self._costs.seconds(1)
+        return self._reading_seconds() / one if one else 0.0
 
     def observe(self, round_: Round) -> None:
         """Learns from a finished round."""
         num_missed = self.observe_acceptance(round_)
-        if not self._is_of_model(round_):
+        if not self.has_drafted(round_):
             return
         num_passes = self._passes_of(round_, num_missed)
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
@@ -224,7 +169,7 @@ class ModelDrafts:
             # The drafter has just read the prompt.
             self._stats.num_missed = 0
         num_missed = self._stats.num_missed
-        if not self._is_of_model(round_):
+        if not self.has_drafted(round_):
             self._stats.num_missed += len(round_.token_ids)
             return num_missed
         num_drafted = len(round_.draft_ids) + round_.num_cut
@@ -244,7 +189,7 @@ class ModelDrafts:
         # A pass without a token costs the same.
         return self._num_passes or round_.num_draft_passes
 
-    def _is_of_model(self, round_: Round) -> bool:
+    def has_drafted(self, round_: Round) -> bool:
         """Returns whether the draft model made the round's draft, or found no token to propose."""
         return round_.source == "model" or (round_.source is None and bool(self._confidences))
 

@@ -13,6 +13,7 @@ from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.exploration import Exploration
 from specgen.engine.draft_length.lookup_drafts import LookupDrafts
+from specgen.engine.draft_length.loss_limit import RISKED_SHARE, LossLimit
 from specgen.engine.draft_length.model_drafts import ModelDrafts
 from specgen.engine.draft_length.replay_cost import ReplayCost
 from specgen.engine.draft_length.throughput import Throughput
@@ -25,8 +26,9 @@ class CostAwareLength:
     """Drafts as long as the expected tokens are worth their time at the present rate of tokens per second.
 
     The rate is that of the recent rounds and never below plain decoding, so drafting that does not pay stops by
-    itself. `ModelDrafts` and `LookupDrafts` weigh the two kinds of drafts, `Exploration` pays for trials of drafts
-    that are not expected to pay, and `BaselineRefresh` schedules rounds without a draft.
+    itself. `ModelDrafts` and `LookupDrafts` weigh the two kinds of drafts, `LossLimit` stops them where the estimates
+    are wrong, `Exploration` pays for trials of drafts that are not expected to pay, and `BaselineRefresh` schedules
+    rounds without a draft.
     Source: the renewal-reward argument of dynamic draft lengths; Liu et al. 2024 (arXiv:2406.14066) use the same
     objective per batch.
 
@@ -48,8 +50,13 @@ class CostAwareLength:
         )
         self._lookup = LookupDrafts(costs, self._throughput, self._replay)
         self._exploration = Exploration()
+        self._limit = LossLimit()
         self._baseline = BaselineRefresh()
         self._trial_length = 0
+        self._affordable = 0.0
+        """Loss that this round's draft may risk, without reading missed tokens."""
+        self._is_stopped = False
+        """Whether the model would draft, but must not lose more."""
 
     @property
     def rate(self) -> float:
@@ -59,6 +66,8 @@ class CostAwareLength:
     def start_text(self, prefill: Prefill) -> None:
         self._model.start_text(prefill)
         self._exploration.start_text()
+        self._limit.start_text()
+        self._is_stopped = False
 
     def start_round(self, num_replayed: int = 0) -> None:
         self._replay.start_round(num_replayed)
@@ -80,7 +89,11 @@ class CostAwareLength:
             best = self._lookup.best_length(match, self._replay.optimistic_seconds)
         if not best.num_tokens:
             return 0
-        if has_draft_model and self._model.exceeds(best.gain, best.expected_tokens + 1, MARGIN):
+        loss = self._lookup.loss(best.num_tokens)
+        if loss > self._limit.left(loss):
+            return 0
+        may_model = has_draft_model and not self._is_stopped
+        if may_model and self._model.exceeds(best.gain, best.expected_tokens + 1, MARGIN):
             return 0
         if is_trial:
             # A gain is expected, so a trial could be repeated without end: its cost is what it may lose.
@@ -103,12 +116,19 @@ class CostAwareLength:
             return False
         if self._exploration.is_trial:
             return length < self._trial_length
-        if self._model.pays():
-            return True
-        trial = None if length else self._model.best_trial()
+        losses = self._model.losses_where_it_pays()
+        if length:
+            return any(loss <= self._affordable for loss in losses)
+        smallest = min(losses, default=None)
+        if smallest is not None:
+            left, reading = self._limit.left(smallest), self._model.reading
+            self._affordable = max(left * RISKED_SHARE - reading, smallest)
+            self._is_stopped = smallest + reading > left
+            return not self._is_stopped
+        trial = self._model.best_trial()
         if trial is not None:
             self._trial_length, loss = trial
-            if self._exploration.can_lose(loss):
+            if self._exploration.can_lose(loss) and loss <= self._limit.left(loss):
                 self._exploration.start_trial(loss)
         return self._exploration.is_trial
 
@@ -116,6 +136,15 @@ class CostAwareLength:
         return self._baseline.is_due(self._throughput.rate * self.costs.seconds(1) - 1)
 
     def observe(self, round_: Round) -> None:
+        is_of_model = self._model.has_drafted(round_)
+        reading = self._model.reading if is_of_model and round_.index else 0.0
+        is_known = self.costs.is_supported(round_.num_fed)
+        self._learn(round_)
+        # A pass of unknown cost teaches the cost, for all texts.
+        lost = self._model.lost(round_) + reading if is_known else float(-round_.num_accepted)
+        self._limit.observe(lost, len(round_.token_ids))
+
+    def _learn(self, round_: Round) -> None:
         self._baseline.observe(round_)
         self._lookup.observe(round_)
         if round_.is_warmup:
@@ -124,6 +153,6 @@ class CostAwareLength:
             return
         self.costs.observe(round_.num_fed, round_.verify_seconds)
         self._model.observe(round_)
-        self._exploration.observe(round_, self._model.lost(round_))
+        self._exploration.observe(round_, self._model.lost(round_) if self._model.has_drafted(round_) else None)
         if not self._exploration.is_trial:
             self._throughput.observe(round_)
