@@ -19,6 +19,7 @@ from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers, FeatureJoin
 from specgen.models.forward_pass import Norm
+from specgen.models.fused_layers import fuse
 from specgen.models.static.model import StaticModel
 from specgen.models.tensor_names import NORM
 
@@ -61,7 +62,7 @@ def load_draft_head(
     named = in_memory({PREFIX + key: tensor for key, tensor in tensors.items()})
     norm = Norm(named(NORM), head.spec)
     layers = [
-        build_layer(head.spec, index, named, weight_format.linear, decoder.dtype)
+        fuse(build_layer(head.spec, index, named, weight_format.linear, decoder.dtype))
         for index in range(len(head.spec.layers))
     ]
     embedding = decoder.embedding.to(device)  # a copy, if the target's layers are on several devices

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,10 @@ from torch.nn import functional
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.transfer import ids_on, moved
 from specgen.models.cached_model import PREFILL_CHUNK
-from specgen.models.draft_head_layers import FeatureJoin, HeadLayers
 from specgen.models.target_features import TargetFeatures
+
+if TYPE_CHECKING:
+    from specgen.models.draft_head_layers import FeatureJoin, HeadLayers
 
 
 @dataclass(frozen=True, slots=True)

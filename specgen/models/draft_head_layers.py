@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from specgen.models.attention_kernel import kernel_for
 from specgen.models.decoder import Layer, Segment
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import SliceSlots
+from specgen.models.native_layers import NativeLayers
 
 
 class HeadLayers(ABC):
@@ -63,15 +65,18 @@ class DecoderLayers(HeadLayers):
         super().__init__(nn.ModuleList(layers))
         self.spec = spec
         self.segment = Segment(spec, layers, like.dtype)
-        self._slots = SliceSlots(spec, like)
+        self._layers = NativeLayers(self.segment)
+        # In a pass of a few tokens, our own kernel attends in less time than torch's.
+        may_attend = like.dtype == torch.float32 and like.device.type == "cpu" and kernel_for(spec) is not None
+        self._slots = SliceSlots(spec, like, attends_by_row=may_attend)
 
     def run(self, hidden: Tensor, first: int) -> Tensor:
         """As in `HeadLayers`."""
-        return self.segment.run(hidden, self._slots.begin(first, hidden.shape[0]), self._slots)
+        return self._layers.run(hidden, self._slots.begin(first, hidden.shape[0]), self._slots)
 
     def run_rows(self, hidden: Tensor, length: int, parents: Sequence[int]) -> Tensor:
         """As in `HeadLayers`."""
-        return self.segment.run(hidden, self._slots.begin_rows(length, parents), self._slots)
+        return self._layers.run(hidden, self._slots.begin_rows(length, parents), self._slots)
 
     def drop_rows(self) -> None:
         """As in `HeadLayers`."""

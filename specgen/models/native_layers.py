@@ -18,7 +18,6 @@ from torch import Tensor
 from specgen.models.attention_code import ARGUMENTS
 from specgen.models.attention_kernel import AttentionKernel, NewRows, attention_arguments
 from specgen.models.decoder_spec import DecoderSpec, LayerSpec
-from specgen.models.kv_slots import SliceSlots
 from specgen.models.native_code import openmp_parallel
 from specgen.models.native_steps import MAX_ROWS, LayerSteps, StepMemory
 from specgen.models.step_kernels import step_kernels
@@ -26,6 +25,7 @@ from specgen.models.stored_slots import Rotations
 
 if TYPE_CHECKING:
     from specgen.models.decoder import Segment
+    from specgen.models.kv_slots import SliceSlots
     from specgen.models.layer_parts import LayerParts
 
 _KEYS = list(ARGUMENTS).index("keys")

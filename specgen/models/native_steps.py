@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from specgen.models.attention_code import ARGUMENTS as ATTENTION_ARGUMENTS
-from specgen.models.attention_kernel import AttentionKernel
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.native_code import bits_of, floats
 from specgen.models.native_weight import Prologue
@@ -16,6 +15,7 @@ from specgen.models.step_kernels import norm_arguments, step_kernels
 from specgen.models.vector_code import ARGUMENTS
 
 if TYPE_CHECKING:
+    from specgen.models.attention_kernel import AttentionKernel
     from specgen.models.layer_parts import LayerParts, Product
 
 MAX_ROWS = 17

@@ -67,11 +67,9 @@ def format_summary(report: RunReport, width: int, *, ascii_only: bool = False) -
 def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
     """Formats the line after a reply in a chat: `71 % of 225 accepted · 1.62x · 62.2 tok/s · 212 tok`."""
     counts = report.counts
-    rate = counts.acceptance_rate
-    if rate is not None:
+    drafts = "drafts unknown" if counts.detail is Detail.NOTHING else "nothing drafted"
+    if (rate := counts.acceptance_rate) is not None:
         drafts = f"{format_rate(rate, num_digits=0)} of {counts.num_drafted} accepted"
-    else:
-        drafts = "drafts unknown" if counts.detail is Detail.NOTHING else "nothing drafted"
     is_reused = counts.is_served and counts.num_reused_tokens
     figures = [
         drafts,

@@ -16,6 +16,7 @@ from specgen.loading.decoder_weights import dense_linear
 from specgen.models import kv_slots
 from specgen.models import step_kernels as module
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.float_linear import BFloat16Linear
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.fused_layers import fuse
@@ -145,6 +146,24 @@ def test_outputs_stay_as_they_are_when_another_pass_runs() -> None:
     layers.run(torch.randn_like(hidden), slots.begin(4, 4), slots)
 
     assert torch.equal(model.decoder.logits(model.decoder.norm(first)), expected)
+
+
+@torch.inference_mode()
+def test_the_layers_of_a_draft_head_run_so_too() -> None:
+    decoder = model_of("qwen3").decoder
+    inputs = decoder.embed(torch.tensor(IDS))
+    ours, others = (DecoderLayers(decoder.spec, decoder.layers, decoder.embedding.new_empty(0)) for _ in range(2))
+
+    def outputs(layers: DecoderLayers) -> list[Tensor]:
+        rows = [layers.run(inputs[:30], 0), layers.run(inputs[30:31], 30)]
+        return [*rows, layers.run_rows(inputs[31:34], 31, [-1, -1, 0]), layers.run(inputs[31:33], 31)]
+
+    with one_by_one():
+        expected = outputs(others)
+    with noted() as rows:
+        assert_same(outputs(ours), expected)
+
+    assert rows == [1, 3, 2]
 
 
 def test_a_copy_reads_its_own_weights() -> None:
