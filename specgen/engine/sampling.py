@@ -116,6 +116,14 @@ def likeliest_on_host(logits: Tensor) -> tuple[list[float], list[int]] | None:
     return [float(row[token]) for row, token in zip(rows, ids, strict=True)], ids
 
 
+def largest_probability(logits: Tensor) -> float:
+    """Returns the probability of the likeliest token of `[1, vocab]` logits. It is a host read.
+
+    Where half of 152,000 logits are minus infinity, torch's `logsumexp` takes 450 us, and its softmax 140.
+    """
+    return float(logits.softmax(dim=-1).amax())
+
+
 def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
     """Makes tokens that are already in the text less likely.
 

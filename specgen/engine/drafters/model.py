@@ -17,7 +17,7 @@ from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.ahead import AheadChoice, AheadTiming
 from specgen.engine.drafters.base import draft_errors, empty_draft
 from specgen.engine.inference_mode import in_inference_mode
-from specgen.engine.sampling import Sampler, TokenDistributions, token_distributions
+from specgen.engine.sampling import Sampler, TokenDistributions, largest_probability, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
 from specgen.engine.verification import Draft
 
@@ -234,4 +234,4 @@ def _confidence(logits: Tensor, distribution: TokenDistributions) -> float:
     """Returns the probability of the likeliest token. A host read, which on CUDA waits for the draft's step."""
     if distribution.probs is not None:
         return float(distribution.probs.max())
-    return float((logits.max() - logits.logsumexp(dim=-1)).exp())
+    return largest_probability(logits)

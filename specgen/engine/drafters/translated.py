@@ -21,7 +21,7 @@ from specgen.core.errors import NumericalError
 from specgen.engine.contract import DRAFT_NOT_FINITE, LanguageModel, RecordingModel
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.sampling import Sampler, likeliest
+from specgen.engine.sampling import Sampler, largest_probability, likeliest
 from specgen.engine.verification import Draft
 
 MAX_UNSTABLE = 6
@@ -218,4 +218,4 @@ def _likeliest(logits: Tensor) -> tuple[int, float]:
     top, best = likeliest(logits)
     if not bool(top.isfinite().all()):
         raise NumericalError(DRAFT_NOT_FINITE)
-    return int(best), float((top - logits.logsumexp(dim=-1)).exp())
+    return int(best), largest_probability(logits)
