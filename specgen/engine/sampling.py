@@ -14,6 +14,11 @@ from specgen.core.settings import NO_RULES, SamplingSettings, TokenRules
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
 from specgen.engine.transfer import moved
 
+BLOCK_COLUMNS = 64
+"""Columns of a block in `largest`."""
+MIN_BLOCKS = 256
+"""Rows of fewer blocks are searched whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -122,6 +127,26 @@ def largest_probability(logits: Tensor) -> float:
     Where half of 152,000 logits are minus infinity, torch's `logsumexp` takes 450 us, and its softmax 140.
     """
     return float(logits.softmax(dim=-1).amax())
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Finds the largest values of each row `[rows, columns]`, NaN first: values and columns, `[rows, count]` each.
+
+    On a CPU, torch's `topk` takes 0.7 ms for a row of 152,000 values. This takes 0.1 ms: the largest ones are in the
+    blocks with the largest maxima, so only these are searched.
+    """
+    num_blocks = values.shape[1] // BLOCK_COLUMNS
+    if values.device.type != "cpu" or num_blocks < max(count, MIN_BLOCKS):
+        top = values.topk(count)
+        return top.values, top.indices
+    first_rest = num_blocks * BLOCK_COLUMNS
+    blocks = values[:, :first_rest].view(-1, num_blocks, BLOCK_COLUMNS)
+    found = blocks.amax(dim=2).topk(count).indices
+    columns = (found[..., None] * BLOCK_COLUMNS + torch.arange(BLOCK_COLUMNS)).flatten(1)
+    rest = torch.arange(first_rest, values.shape[1]).expand(values.shape[0], -1)
+    columns = torch.cat([columns, rest], dim=1)
+    top = values.gather(1, columns).topk(count)
+    return top.values, columns.gather(1, top.indices)
 
 
 def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:

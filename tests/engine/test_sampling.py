@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +19,8 @@ from transformers import (
 )
 
 from specgen.core.settings import SamplingSettings
-from specgen.engine.sampling import likeliest, token_distributions
+from specgen.engine import sampling
+from specgen.engine.sampling import BLOCK_COLUMNS, largest, largest_probability, likeliest, token_distributions
 from specgen.engine.seen_tokens import SeenTokens
 from tests.fakes import CPU
 
@@ -114,3 +118,37 @@ def test_no_place_hides_a_broken_logit(bad: float) -> None:
 @pytest.mark.fault("F11")
 def test_a_row_of_nothing_but_minus_infinity_is_broken() -> None:
     assert not bool(token_distributions(torch.full((1, 4), -torch.inf), SamplingSettings(1.0)).is_finite)
+
+
+@given(st.integers(1, 5 * BLOCK_COLUMNS), st.integers(1, 4), st.integers(1, 6), st.integers(0, 10_000))
+def test_the_largest_values_are_those_of_a_sorted_row(columns: int, rows: int, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.stack([torch.randperm(columns, generator=generator) for _ in range(rows)]).float()
+    count = min(count, columns)
+
+    with patch.object(sampling, "MIN_BLOCKS", 1):
+        found, places = largest(values, count)
+
+    for row in range(rows):
+        expected = sorted(values[row].tolist(), reverse=True)[:count]
+        assert found[row].tolist() == expected
+        assert values[row, places[row]].tolist() == expected
+
+
+@pytest.mark.parametrize("column", [0, 100, 299])
+def test_nan_is_larger_than_all_other_values(monkeypatch: pytest.MonkeyPatch, column: int) -> None:
+    values = torch.randn(2, 300)
+    values[1, column] = torch.nan
+
+    monkeypatch.setattr(sampling, "MIN_BLOCKS", 1)
+    found, places = largest(values, 2)
+
+    assert bool(found[1, 0].isnan())
+    assert int(places[1, 0]) == column
+    assert bool(found[0].isfinite().all())
+
+
+def test_the_largest_probability_counts_what_is_not_computed_as_zero() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, -torch.inf]])
+
+    assert largest_probability(logits) == pytest.approx(math.exp(3) / (math.exp(1) + math.exp(3) + math.exp(2)))

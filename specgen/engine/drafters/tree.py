@@ -19,7 +19,7 @@ from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.sampling import penalize, token_distributions
+from specgen.engine.sampling import largest, penalize, token_distributions
 from specgen.engine.transfer import ids_on
 from specgen.engine.verification import Draft
 
@@ -248,9 +248,9 @@ class TreeDrafter(ModelDrafter):
     def _likeliest(self, rows: Sequence[Tensor], count: int) -> list[tuple[list[float], list[int]]]:
         """Reads the likeliest tokens of each row `[logits]`, best first: their shares above 0, and their ids."""
         shares = rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
-        top = shares.topk(min(count, shares.shape[1]))
+        values, columns = largest(shares, min(count, shares.shape[1]))
         # One read is enough: float32 holds ids below 2^24 exactly.
-        numbers = torch.stack([top.values, self._ids_of(top.indices).to(top.values.dtype)], dim=1).tolist()
+        numbers = torch.stack([values, self._ids_of(columns).to(values.dtype)], dim=1).tolist()
         if not all(isfinite(values[0]) for values, _ in numbers):
             raise NumericalError(DRAFT_NOT_FINITE)
         return [([value for value in values if value > 0.0], [int(id_) for id_ in ids]) for values, ids in numbers]
