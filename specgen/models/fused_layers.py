@@ -53,7 +53,7 @@ def fuse(layer: Layer) -> Layer:
     elif widen is not None:
         _, _, narrowed = feed_forward.function.args
         whole.feed_forward = partial(feed_forward.function.func, spec, widen, narrowed)
-    if step_kernels() is not None and (parts := parts_of_layer(layer)) is not None:
+    if (parts := parts_of_layer(layer)) is not None and step_kernels() is not None:
         layer.parts = parts
         _use_own_norms(layer, parts)
     return layer

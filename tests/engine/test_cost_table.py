@@ -152,7 +152,8 @@ def test_costs_measured_next_to_a_busy_neighbour_lose_almost_nothing(
         draft_length = CostAwareLength(costs, DraftCost(0.1 * draft_load, costs))
         return Machine(verify_cost, 0.1, 0.8, seed=seed).speed(draft_length)
 
-    assert sum(map(speed, seeds_of(verify_cost))) >= 0.97 * speed_without_earlier_costs(verify_cost)
+    # Drafts that are too long, for wrong costs, count as losses of the text: see `LossLimit`.
+    assert sum(map(speed, seeds_of(verify_cost))) >= 0.96 * speed_without_earlier_costs(verify_cost)
 
 
 def test_lengths_that_only_look_expensive_are_tried_again() -> None:

@@ -35,6 +35,7 @@ STEPPED: Costs = lambda n: {1: 1.0, 2: 2.1, 3: 3.0}.get(n, 2.1 + 0.02 * n)  # no
 
 CHANCY = {
     (FLAT, 0.0, 0.6): (range(3), 0.97),
+    (STEEP, 0.4, 0.9): (range(3), 0.97),
     (STEPPED, 0.1, 0.75): (range(8), 0.95),
     (STEPPED, 0.1, 0.9): (range(3), 0.97),
 }

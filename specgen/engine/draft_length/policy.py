@@ -139,9 +139,10 @@ class CostAwareLength:
         is_of_model = self._model.has_drafted(round_)
         reading = self._model.reading if is_of_model and round_.index else 0.0
         is_known = self.costs.is_supported(round_.num_fed)
+        expected = self._model.lost(round_)
         self._learn(round_)
-        # A pass of unknown cost teaches the cost, for all texts.
-        lost = self._model.lost(round_) + reading if is_known else float(-round_.num_accepted)
+        # A pass of unknown cost teaches the cost, for all texts; so does one whose cost was expected to be lower.
+        lost = min(expected, self._model.lost(round_)) + reading if is_known else float(-round_.num_accepted)
         self._limit.observe(lost, len(round_.token_ids))
 
     def _learn(self, round_: Round) -> None:
