@@ -71,7 +71,7 @@ def norm_prologue(norm: Norm) -> Prologue | None:
 
 
 def parts_of_layer(layer: Layer) -> LayerParts | None:
-    """Returns the parts of a layer; None if one of them is no kernel of ours."""
+    """Returns the parts of a layer, or None if one of them does not run on our own kernels."""
     attention, mlp = layer.attention, layer.mlp
     modules = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
     weights = [module.native_weight for module in modules if isinstance(module, NativeLinear)]

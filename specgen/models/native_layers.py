@@ -124,9 +124,10 @@ class NativePass:
         arguments[self._counters] = 0
         # Attention computes in the scores, and reads the table: both live until it has run.
         scores: list[Tensor] = []
+        kernel = slots.kernel
+        assert kernel is not None, "the caller has checked it"
         for layer, places in self._alike:
-            rotary, seen, kernel = self._spec.layers[layer].rotary, slots.seen(layer), slots.kernel
-            assert kernel is not None, "the caller has checked it"
+            rotary, seen = self._spec.layers[layer].rotary, slots.seen(layer)
             table = None if rotary is None else rotations[rotary]
             new = NewRows(self._heads, self._values, table, slots.first)
             scores.append(self._hidden.new_empty(kernel.num_scores(hidden.shape[0], seen)))

@@ -205,7 +205,7 @@ class NativeWeight:
         return 0 < num_rows <= self._rows_at_once
 
     def num_scratch(self, num_rows: int, prologue: Prologue) -> int:
-        """Returns how many float32 values of memory the kernels need for so many rows, beside the outputs."""
+        """Returns the number of float32 values that the kernels need for so many rows, without the outputs."""
         num_prepared_bytes, num_packed_bytes = self._scratch_bytes(num_rows, prologue)
         # All parts have whole float32 values.
         return (num_prepared_bytes + num_packed_bytes) // 4 + 2 * num_rows * (self._num_inputs // self._block)

@@ -53,7 +53,7 @@ def norm_arguments(norm: Prologue, num_norms: int, num_rows: int, row_stride: in
 
 @dataclass(frozen=True, slots=True)
 class NativeNorm:
-    """A norm that is no prologue of a product, on our own kernel: for longer passes than `NativeLayers` runs.
+    """Computes a norm after a product by our own kernel. Passes that are too long for `NativeLayers` use it.
 
     Args:
         prologue: The norm.

@@ -61,7 +61,7 @@ def test_costs_are_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path)
 def test_costs_of_a_disturbed_answer_are_not_stored(
     toys: dict[str, Path], draft_seconds: float, is_stored: bool
 ) -> None:
-    """Seen: drafts beside a compiler took 60 times as long as measured after it, and were stored."""
+    """Drafts that ran beside a compiler took 60 times as long as later ones, and their costs were stored."""
     first, second = open_models(toys), open_models(toys)
     generation = Generation(first, Request([1, 2, 3], DecodeSettings(8, 3), SamplingSettings()))
     rounds = [Round(at, (4, 5, 6), 3, 8, 0, 0.018, 0.025, 0.0, "model", num_passes=3) for at in range(4)]

@@ -1,8 +1,8 @@
-"""Limits what the drafts of a text may lose against plain decoding, whatever they are expected to gain.
+"""Limits the time that the drafts of one text may lose against plain decoding.
 
-Acceptance in a new text is expected to be as in earlier ones. In a text of another kind that is wrong, and six to eight
-rejections are needed to know it. Seen: drafts of which 47 and 62 % were accepted, and next to none in translations,
-which were written at 0.89x and 0.90x.
+The policy expects that drafts are accepted in a new text as in earlier ones. If the text is of another kind, the policy
+needs six to eight rejections to notice. Two drafts with acceptance rates of 47 and 62 % were rejected in nearly all
+rounds of translations, which were written at 0.89x and 0.90x.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PER_DOUBLING = 0.25
 LONG_TEXT_SHARE = 0.01
 """Share of a long text that may be lost, if that is more."""
 RISKED_SHARE = 0.5
-"""Share of what is left that one draft of several tokens may lose: one with bad luck is no reason to stop."""
+"""Share of the remaining loss that a draft of several tokens may take: a single rejection does not end drafting."""
 
 
 class LossLimit:

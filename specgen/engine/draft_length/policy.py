@@ -141,7 +141,8 @@ class CostAwareLength:
         is_known = self.costs.is_supported(round_.num_fed)
         expected = self._model.lost(round_)
         self._learn(round_)
-        # A pass of unknown cost teaches the cost, for all texts; so does one whose cost was expected to be lower.
+        # The first pass of a length shows its cost, which helps all texts, so this text is not charged for it. Nor
+        # does it pay for more than the expected cost.
         lost = min(expected, self._model.lost(round_)) + reading if is_known else float(-round_.num_accepted)
         self._limit.observe(lost, len(round_.token_ids))
 
