@@ -13,7 +13,6 @@ from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DeviceError, MemoryShortageError, PairError, SpecgenError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.doctor.llama_start import MISSING, STARTS, llama_cpp_state
 from specgen.doctor.model_plan import plan_models
 from specgen.doctor.results import (
     CacheState,
@@ -25,6 +24,7 @@ from specgen.doctor.results import (
     SystemReport,
     TerminalState,
 )
+from specgen.loading.llama_trial import llama_cpp_state
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes
 from specgen.runtime.environment import inspect_machine, library_versions
@@ -60,19 +60,8 @@ def examine(
     system = SystemReport(machine, examine_libraries(machine), terminal, tuple(examine_caches()))
     if settings is None:
         return Findings(system)
-    if _needs_llama_cpp(settings) and (state := system.libraries.llama_cpp) not in (STARTS, MISSING):
-        # It would end this program, too, and nothing would be reported.
-        return Findings(system, error=DeviceError(f"llama.cpp {state}", "use --backend torch until then"))
     pair, error = _examine_checked(settings, context_tokens, progress, measures=measures)
     return Findings(system, pair, error or (_memory_error(pair) if pair is not None else None))
-
-
-def _needs_llama_cpp(settings: PairSettings) -> bool:
-    """Returns whether llama.cpp would run one of the models, as far as their names say."""
-    return any(
-        model is not None and model.name.lower().endswith(".gguf") and model.backend.name in ("auto", "llama.cpp")
-        for model in (settings.target, settings.draft)
-    )
 
 
 def _examine_checked(
@@ -111,7 +100,7 @@ def _memory_error(pair: PairReport) -> MemoryShortageError | None:
 
 
 def examine_libraries(machine: Machine) -> LibraryState:
-    """Returns versions, the state of CUDA, whether bitsandbytes can quantize on each device, and llama.cpp starts."""
+    """Returns versions, the state of CUDA, whether bitsandbytes can quantize on each device, and llama.cpp works."""
     state = {}
     for device in ["cpu", *(gpu.device for gpu in machine.gpus)]:
         try:

@@ -202,7 +202,7 @@ class LibraryState:
         versions: By name; None if not installed.
         cuda: The state of CUDA in one sentence.
         bitsandbytes: By device: `works`, or the error.
-        llama_cpp: `starts`, `not installed`, or what ends it at its start.
+        llama_cpp: `works`, `not installed`, or what is wrong with it.
     """
 
     versions: Mapping[str, str | None]

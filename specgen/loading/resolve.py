@@ -25,6 +25,7 @@ from specgen.loading.gguf.parts import scan_parts
 from specgen.loading.gguf.tokenizer import tokenizer_folder
 from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
+from specgen.loading.llama_trial import REBUILD, llama_cpp_fault
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
 from specgen.text.tokenizer import fit_tokenizer, load_tokenizer
@@ -39,14 +40,18 @@ def find_files(settings: ModelSettings, progress: ProgressListener = SILENT) -> 
 
     Raises:
         SettingsError: A weight format is requested for a GGUF, or llama.cpp for another kind of file.
-        DeviceError: llama.cpp is requested and not installed.
+        DeviceError: llama.cpp is requested, and is not installed or was built for another processor.
         ModelNotFoundError: The model does not exist, or is not in the cache while offline.
         ModelFileError: A file is damaged or unsafe.
         LoadError: Download or conversion failed.
     """
     place = find_place(settings)
-    find = _find_gguf if choose_backend(settings, place) == "llama.cpp" else _FINDERS[place.kind]
-    return find(place, settings, progress)
+    if choose_backend(settings, place) == "llama.cpp":
+        return _find_gguf(place, settings, progress)
+    files = _FINDERS[place.kind](place, settings, progress)
+    if _prefers_llama_cpp(settings, place) and (fault := llama_cpp_fault()) is not None:
+        return replace(files, notices=(f"torch runs {files.name}, as llama.cpp {fault}: {REBUILD}",))
+    return files
 
 
 def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedModel:
@@ -66,23 +71,22 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
         return ResolvedModel(files, settings, role, config, format=format_)
     loaded = load_tokenizer(files.path)
     tokenizer, notice = fit_tokenizer(loaded, config.vocab_rows, files.path)
-    notices = tuple(filter(None, (getattr(loaded, "notice", None), notice)))
+    notices = tuple(filter(None, (*files.notices, getattr(loaded, "notice", None), notice)))
     return ResolvedModel(files, settings, role, config, tokenizer, table_size(tokenizer), format_, notices=notices)
 
 
 def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch", "llama.cpp"]:
     """Decides which backend runs a model.
 
-    `auto` runs GGUF files on llama.cpp if it is installed, unless a compute type is requested: llama.cpp's compute
-    type depends on the file's weights. The built-in target has a draft head, which runs on torch only.
+    `auto` runs GGUF files on llama.cpp if it is installed and works, unless a compute type is requested: llama.cpp's
+    compute type depends on the file's weights. The built-in target has a draft head, which runs on torch only.
 
     Raises:
         SettingsError: llama.cpp is requested for a model it can't run, or with a compute type.
-        DeviceError: llama.cpp is requested and not installed.
+        DeviceError: llama.cpp is requested, and is not installed or was built for another processor.
     """
     if settings.backend.name == "auto":
-        prefers_torch = settings.dtype != "auto" or (place.kind == "built-in" and has_shipped_drafts())
-        return "llama.cpp" if place.is_gguf and not prefers_torch and has_llama_cpp() else "torch"
+        return "llama.cpp" if _prefers_llama_cpp(settings, place) and llama_cpp_fault() is None else "torch"
     if settings.backend.name != "llama.cpp":
         return "torch"
     if not place.is_gguf:
@@ -97,7 +101,15 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch
         )
     if not has_llama_cpp():
         raise DeviceError("llama-cpp-python is not installed", INSTALL_LLAMA_CPP)
+    if (fault := llama_cpp_fault()) is not None:
+        raise DeviceError(f"llama.cpp {fault}", f"use --backend torch, or {REBUILD}")
     return "llama.cpp"
+
+
+def _prefers_llama_cpp(settings: ModelSettings, place: ModelPlace) -> bool:
+    """Returns whether `auto` runs a model on the installed llama.cpp, unless that ends the program."""
+    prefers_torch = settings.dtype != "auto" or (place.kind == "built-in" and has_shipped_drafts())
+    return settings.backend.name == "auto" and place.is_gguf and not prefers_torch and has_llama_cpp()
 
 
 def _find_built_in(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:

@@ -44,6 +44,7 @@ class ModelFiles:
         from_gguf: Converted from a GGUF, whose weights were quantized already.
         revision: Commit of a hub model.
         gguf: The file that llama.cpp runs; None for torch.
+        notices: What the user should know about the choice of these files.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class ModelFiles:
     from_gguf: bool = False
     revision: str | None = None
     gguf: GgufFile | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

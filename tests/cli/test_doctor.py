@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from specgen.core.errors import DeviceError, ModelFileError
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.doctor import examine as examine_module
-from specgen.doctor import llama_start
-from specgen.doctor.llama_start import llama_cpp_state
 from specgen.doctor.results import TerminalState
+from specgen.loading import resolve
 from specgen.runtime.pair import PairSettings
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import make_gguf
@@ -36,31 +35,13 @@ def test_the_machine_is_reported_without_any_model(cli: Cli) -> None:
     assert {"system", "cpu", "memory", "cuda", "versions", "terminal", "cache"} <= labels
 
 
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
-        ("raise OSError('libggml.so is missing')", "libggml.so is missing"),
-        ("llama_backend_init = llama_print_system_info = int", "starts"),
-    ],
-)
-def test_a_llama_cpp_that_ends_at_its_start_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str
-) -> None:
-    """A build for another processor ends the process; so it starts in one of its own."""
-    (tmp_path / "llama_cpp.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(llama_start, "has_llama_cpp", lambda: True)
-
-    assert expected in llama_cpp_state()
-
-
 def test_a_llama_cpp_that_would_end_the_program_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine_module, "llama_cpp_state", lambda: "ends the program with SIGILL")
-    settings = PairSettings(ModelSettings(str(make_gguf(tmp_path / "tiny.gguf"))), "none")
+    monkeypatch.setattr(examine_module, "llama_cpp_state", lambda: "ends the program with SIGILL in its first pass")
+    monkeypatch.setattr(resolve, "has_llama_cpp", lambda: True)
+    monkeypatch.setattr(resolve, "llama_cpp_fault", lambda: "ends the program with SIGILL in its first pass")
+    model = ModelSettings(str(make_gguf(tmp_path / "tiny.gguf")), backend=BackendSettings("llama.cpp"))
 
-    found = examine_module.examine(settings, TerminalState(False, 80, "none", "utf-8", None))
+    found = examine_module.examine(PairSettings(model, "none"), TerminalState(False, 80, "none", "utf-8", None))
 
     assert found.pair is None
     assert isinstance(found.error, DeviceError)

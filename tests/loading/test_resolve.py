@@ -10,7 +10,7 @@ from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.names import ModelPlace
-from specgen.loading.resolve import DEFAULT_CONTEXT, check_gguf, choose_backend
+from specgen.loading.resolve import DEFAULT_CONTEXT, check_gguf, choose_backend, find_files, resolve
 from specgen.loading.resolved_model import GgufFile, ModelConfig, ModelFiles, Role
 from tests.loading.builders import fails, make_gguf
 
@@ -26,6 +26,7 @@ def settings(backend: str = "auto", dtype: str = "auto", device: str = "auto", *
 @pytest.fixture(params=[True, False], ids=["with-extra", "without-extra"])
 def has_extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr("specgen.loading.resolve.has_llama_cpp", lambda: request.param)
+    monkeypatch.setattr("specgen.loading.resolve.llama_cpp_fault", lambda: None)
     return bool(request.param)
 
 
@@ -66,6 +67,28 @@ def test_the_hint_for_a_missing_llama_cpp_names_the_extra(monkeypatch: pytest.Mo
     monkeypatch.setattr("specgen.loading.resolve.has_llama_cpp", lambda: False)
 
     fails(DeviceError, lambda: choose_backend(settings("llama.cpp"), GGUF), "specgen-cli[gguf]")
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specgen.loading.resolve.has_llama_cpp", lambda: True)
+    monkeypatch.setattr("specgen.loading.resolve.llama_cpp_fault", lambda: "ends the program with SIGILL")
+
+
+@pytest.mark.usefixtures("faulty", "cache")
+def test_auto_runs_a_gguf_on_torch_if_llama_cpp_would_end_the_program(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf")
+
+    files = find_files(ModelSettings(str(path)))
+    found = resolve(files, ModelSettings(str(path)), "target")
+
+    assert found.format == "folder"
+    assert any("SIGILL" in notice and "GGML_NATIVE" in notice for notice in found.notices)
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_llama_cpp_that_would_end_the_program_is_refused() -> None:
+    fails(DeviceError, lambda: choose_backend(settings("llama.cpp"), GGUF), "SIGILL", "GGML_NATIVE")
 
 
 def config_of(path: Path, context_size: int | None = None, role: Role = "target") -> ModelConfig:
