@@ -160,7 +160,7 @@ def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store:
     report = examine_pair(pair)
     plan, kind = report.models[1], pair.shared.kind
     overlap = pair.shared.overlap if isinstance(pair.shared, TranslatedPairing) else UNKNOWN_OVERLAP
-    ratio = target.speed.pass_seconds(pair.draft, plan) / target.estimated_seconds
+    ratio = target.speed.pass_seconds(pair.draft, plan, target.plan) / target.estimated_seconds
     assumed = HEAD_ALPHA if pair.draft.draft_head is not None else FAMILY_ALPHA if kind == "same" else ASSUMED_ALPHA
     cost_basis: Basis = "estimated"
     learned = store.find(_facts(pair.draft, plan, kind)).get(TOKEN)

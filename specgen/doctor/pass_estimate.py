@@ -10,7 +10,7 @@ import torch
 
 from specgen.doctor.results import ModelPlan
 from specgen.loading.resolved_model import ResolvedModel
-from specgen.loading.weight_sizes import bytes_per_pass
+from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
 
 READ_BYTES = 1 << 28
 """Larger than the caches of most processors."""
@@ -42,11 +42,15 @@ class MachineSpeed:
     layer_seconds: float
     num_threads: int = 1
 
-    def pass_seconds(self, model: ResolvedModel, plan: ModelPlan) -> float:
-        """Estimates a pass of a model over one token."""
-        read = bytes_per_pass(model, plan.memory.weights, plan.dtype, plan.quant, plan.device)
+    def pass_seconds(self, model: ResolvedModel, plan: ModelPlan, of_target: ModelPlan | None = None) -> float:
+        """Estimates a pass of a model over one token; of a draft also with the plan of its target."""
+        read = bytes_per_pass(model, _stored(plan), None if of_target is None else _stored(of_target))
         unpacking = _num_packed(model) * UNPACKING_SECONDS / self.num_threads
         return read / self.bytes_per_second + unpacking + _num_layers(model) * self.layer_seconds
+
+
+def _stored(plan: ModelPlan) -> StoredWeights:
+    return StoredWeights(plan.memory.weights, plan.dtype, plan.quant, plan.device)
 
 
 def measure_machine() -> MachineSpeed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 from specgen.loading.resolved_model import ModelConfig, ModuleSizes, ResolvedModel
@@ -13,6 +14,23 @@ _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
 """Bytes per parameter of a draft head, and where the modules are unknown, including scales and embeddings."""
 _LAYER_BYTES = {"int8": 1.0, "nf4": 0.5625, "fp4": 0.5625}
 """Bytes per parameter of a quantized layer, with a float32 scale per 64 values of 4 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """How a model's weights are stored: in memory or, without a device, in its files.
+
+    Args:
+        num_bytes: Of all of them; a head that a draft head shares with its target is not counted.
+        dtype: The compute type; without a device, the stored type.
+        quant: Weight format.
+        device: Where they are.
+    """
+
+    num_bytes: int
+    dtype: str
+    quant: str = "none"
+    device: str = ""
 
 
 def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "", *, is_draft: bool = False) -> int:
@@ -36,25 +54,26 @@ def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "", 
     return int(layers * layer_size + (sizes.total - layers) * size + copy)
 
 
-def bytes_per_pass(model: ResolvedModel, num_bytes: int, dtype: str, quant: str = "none", device: str = "") -> int:
+def bytes_per_pass(model: ResolvedModel, weights: StoredWeights, of_target: StoredWeights | None = None) -> int:
     """Returns the bytes of weights that a pass reads: of an embedding only single rows, unless it is also the head.
 
     Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding. The head that a draft head shares with its target
     is read, too, but not part of its memory. Of a large vocabulary, a draft on a CPU mostly reads the first ids.
 
     Args:
-        num_bytes: Of the model's weights in memory; without a device, as stored.
-        dtype: The compute type; without a device, the stored type.
+        weights: Those of the model.
+        of_target: Those of a draft head's target; None: in the files, where the head is not quantized.
     """
-    config, head = model.config, model.draft_head
+    config, head, num_bytes = model.config, model.draft_head, weights.num_bytes
+    dtype, quant, device = weights.dtype, weights.quant, weights.device
     if head is not None:
         hidden = config.values["hidden_size"] if head.spec is None else head.spec.hidden_size
         size = (config.vocab_rows or 0) * hidden
-        # With a copy of the target's head in int8, it has at least a byte for each value of both.
-        shares_int8 = quant == "int8" and num_bytes < config.num_parameters + size
-        if head.num_draft_ids is not None or (quant != "none" and not shares_int8):  # it has a head of its own
+        is_int8 = of_target is not None and _has_int8_head(of_target)
+        is_shared = quant == "none" or (quant == "int8" and is_int8)
+        if head.num_draft_ids is not None or not is_shared:  # it has a head of its own
             return num_bytes
-        return num_bytes + size * (1 if shares_int8 else _BYTES.get(dtype, 4))
+        return num_bytes + size * (1 if is_int8 else _BYTES.get(dtype, 4))
     is_packed = _is_packed(config, dtype, quant, device)
     # llama.cpp's embeddings are small: 4 bits and tied in most files.
     if model.gguf is not None or config.decoder is None:
@@ -81,6 +100,13 @@ def _is_packed(config: ModelConfig, dtype: str, quant: str, device: str) -> bool
     is_as_stored = config.decoder is not None and quant == "none" and dtype == config.dtype
     has_packed_type = quant == "int8" or dtype == "float16" or (quant, dtype) == ("nf4", "float32")
     return device == "cpu" and has_packed_type and not is_as_stored and (quant != "int8" or _packs_int8())
+
+
+def _has_int8_head(weights: StoredWeights) -> bool:
+    """Returns whether the head of a target on specgen's decoder is in int8; see `packed_head`."""
+    if weights.device != "cpu":
+        return False
+    return (weights.quant, weights.dtype) == ("nf4", "float32") or (weights.quant == "int8" and _packs_int8())
 
 
 def _packs_int8() -> bool:

@@ -22,7 +22,7 @@ from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.row_cost import RowCost
 from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
-from specgen.loading.weight_sizes import bytes_per_pass
+from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
 from specgen.models.kernels import KERNELS_VERSION
 from specgen.storage.cost_store import CostKey, CostStore
 
@@ -57,11 +57,11 @@ def _draft_length(models: LoadedModels, costs: CostTable, store: CostStore) -> C
     key, pair, draft = draft_key(models), models.pair, models.draft_info
     if key is None or pair.draft is None or pair.shared is None or draft is None:
         return CostAwareLength(costs)
-    read = [
-        bytes_per_pass(model, info.num_bytes, info.dtype, info.quant, info.device)
-        for model, info in ((pair.target, models.target_info), (pair.draft, draft))
-    ]
-    share = read[1] / read[0] if read[0] else 0.0
+    of_target, of_draft = (
+        StoredWeights(info.num_bytes, info.dtype, info.quant, info.device) for info in (models.target_info, draft)
+    )
+    read = bytes_per_pass(pair.target, of_target)
+    share = bytes_per_pass(pair.draft, of_draft, of_target) / read if read else 0.0
     alpha = store.read(acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind)).get(ALPHA)
     known = store.read(key)
     token, row = known.get(TOKEN), known.get(ROW)

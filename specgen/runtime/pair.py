@@ -15,7 +15,7 @@ from specgen.loading.mtp_folder import has_mtp, resolve_mtp
 from specgen.loading.names import LOOKUP_SUFFIX, MTP_NAME
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
-from specgen.loading.weight_sizes import bytes_per_pass
+from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
 from specgen.runtime.draft_vocabulary import pair_vocabularies
 from specgen.text.generation_config import GenerationDefaults, read_generation_defaults
 from specgen.text.vocabulary import Pairing
@@ -205,5 +205,8 @@ def _draft_cost(target: ResolvedModel, draft: ResolvedModel) -> float | None:
     measured = relative_draft_cost(target.files, draft.files)
     if measured is not None:
         return measured
-    sizes = [bytes_per_pass(model, model.config.num_weight_bytes, model.config.dtype) for model in (target, draft)]
+    sizes = [
+        bytes_per_pass(model, StoredWeights(model.config.num_weight_bytes, model.config.dtype))
+        for model in (target, draft)
+    ]
     return sizes[1] / sizes[0] if all(sizes) else None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from specgen.core.errors import SettingsError
+from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings, Quantization
 from specgen.doctor.memory_plan import plan_memory
 from specgen.doctor.model_plan import plan_models
@@ -20,7 +21,7 @@ from specgen.loading.cuda_memory import cuda_bytes
 from specgen.loading.decoder_weights import weight_bytes
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ResolvedModel, Role
-from specgen.loading.weight_sizes import bytes_per_pass, needed_bytes
+from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass, needed_bytes
 from specgen.loading.weights import load_weights
 from specgen.models import formats, shortlist_head
 from specgen.models.decoder_model import DecoderModel
@@ -71,7 +72,10 @@ def decoder(folder: Path, stored: str, *, is_tied: bool) -> ResolvedModel:
 def test_an_embedding_is_read_only_where_it_is_the_head(
     toy: Path, is_tied: bool, stored: str, dtype: str, quant: str, device: str, unread: int
 ) -> None:
-    assert bytes_per_pass(decoder(toy, stored, is_tied=is_tied), TOTAL, dtype, quant, device) == TOTAL - unread
+    assert (
+        bytes_per_pass(decoder(toy, stored, is_tied=is_tied), StoredWeights(TOTAL, dtype, quant, device))
+        == TOTAL - unread
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,11 @@ def test_a_draft_head_reads_its_own_head_or_its_targets(
     ids = None if num_draft_ids is None else range(num_draft_ids)
     draft = resolved_head(write_draft(tmp_path / "draft", random_toy(0, hidden_size=HIDDEN), draft_ids=ids))
 
-    assert bytes_per_pass(draft, TOTAL, "bfloat16", quant, "cpu") == TOTAL + of_target
+    assert bytes_per_pass(draft, StoredWeights(TOTAL, "bfloat16", quant, "cpu")) == TOTAL + of_target
+
+
+def stored_as(info: ModelInfo) -> StoredWeights:
+    return StoredWeights(info.num_bytes, info.dtype, info.quant, info.device)
 
 
 def bytes_multiplied(model: LanguageModel) -> int:
@@ -110,7 +118,7 @@ def test_what_a_loaded_decoder_multiplies_is_read(
     loaded = load_weights(found, 320)
 
     info = loaded.info
-    assert bytes_per_pass(found, info.num_bytes, info.dtype, info.quant, "cpu") == bytes_multiplied(loaded.model)
+    assert bytes_per_pass(found, stored_as(info)) == bytes_multiplied(loaded.model)
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
@@ -134,18 +142,23 @@ def test_of_the_head_of_a_draft_with_many_tokens_the_part_that_is_always_compute
     read = weight_bytes(nn.ModuleList([*model.decoder.layers, model.decoder.norm, first]))
     # Of the other parts, scales and biases are counted.
     other = (320 - 64) * 12
-    assert read <= bytes_per_pass(found, info.num_bytes, info.dtype, info.quant, "cpu") <= read + other
+    assert read <= bytes_per_pass(found, stored_as(info)) <= read + other
 
 
 @pytest.mark.parametrize("num_draft_ids", [None, 50])
 @pytest.mark.parametrize(
-    ("quant", "of_target"), [("none", "none"), ("nf4", "none"), ("int8", "none"), ("int8", "int8")]
+    ("quant", "of_target"),
+    [
+        *(("none", "none"), ("nf4", "none"), ("int8", "none")),
+        *(("none", "int8"), ("nf4", "int8"), ("int8", "int8")),
+        *(("none", "nf4"), ("nf4", "nf4"), ("int8", "nf4")),
+    ],
 )
 @pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
 def test_what_a_loaded_draft_head_multiplies_is_read(
     tmp_path: Path, quant: Quantization, of_target: Quantization, num_draft_ids: int | None
 ) -> None:
-    """A target's head in int8 is not copied for a draft in int8."""
+    """A target's head in int8, which one in nf4 has, too, is not copied for a draft in int8 or without a format."""
     module = random_toy(0, hidden_size=64, intermediate_size=64)
     ids = None if num_draft_ids is None else range(num_draft_ids)
     target = ModelSettings(str(save_toy(tmp_path / "target", model=module)), of_target, "float32", "cpu")
@@ -156,9 +169,9 @@ def test_what_a_loaded_draft_head_multiplies_is_read(
     assert models.pair.draft is not None
     assert info is not None
     assert models.draft is not None
-    read = bytes_per_pass(models.pair.draft, info.num_bytes, info.dtype, info.quant, info.device)
+    read = bytes_per_pass(models.pair.draft, stored_as(info), stored_as(models.target_info))
     # Scales and biases of a shared head in int8 are not counted.
-    assert read == pytest.approx(bytes_multiplied(models.draft), abs=320 * 8 if quant == "int8" else 0)
+    assert read == pytest.approx(bytes_multiplied(models.draft), abs=0 if of_target == "none" else 320 * 8)
 
 
 # Planned memory
