@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from specgen.core.baseline import Baseline
+from specgen.core.doubt import was_disturbed
 from specgen.core.errors import PromptError, SpecgenError
 from specgen.core.events import Prefill, Round, RoundText, TextEvent
 from specgen.core.metrics import Counts
@@ -36,6 +37,9 @@ class Conversation(ChatHistory):
         self.models = models
         self.settings = settings
         self.template = template
+        self._plain_counts: Counts | None = None
+        """Of the target alone, from which `baseline` was computed."""
+        self._last: Generation | None = None
         self.set_system(system)
 
     @property
@@ -120,7 +124,9 @@ class Conversation(ChatHistory):
         counts = generation.counts
         if not counts.num_rounds:
             return None
+        self._last = generation
         generation.baseline = self.baseline
+        self._predict(generation)
         ids, prompt_ids = generation.token_ids, generation.request.prompt_ids
         tokenizer, text = self.models.pair.tokenizer, generation.text
         if generation.request.show_special_tokens:
@@ -153,6 +159,7 @@ class Conversation(ChatHistory):
             for event in target_alone(models, text_ids, sampling, num_tokens):
                 if isinstance(event, Round) and event.index >= num_uncounted and not event.is_warmup:
                     counts.observe(event)
+                    models.draft_length.costs.observe(1, event.verify_seconds)
         except SpecgenError:
             return None
         finally:
@@ -160,15 +167,26 @@ class Conversation(ChatHistory):
         if counts.tpot_seconds is None:  # all steps were warm-ups
             return None
         self.baseline = generation.baseline = Baseline("calibrate", counts.num_emitted, counts.tpot_seconds)
+        self._plain_counts = counts
+        self._predict(generation)
         return self.baseline
+
+    def _predict(self, generation: Generation) -> None:
+        """Predicts the speedup of a reply from the costs of passes, once the target alone was timed."""
+        if self._plain_counts is not None and generation.info.drafter != "none":
+            generation.forecast = learned_costs.predict(self.models, generation.counts, self._plain_counts)
 
     def abandon_reply(self) -> None:
         """Empties the caches after a prefill that was stopped."""
         self.models.reset_caches()
 
     def finish(self) -> None:
-        """Saves the measured costs of passes for later runs."""
-        learned_costs.save(self.models)
+        """Saves the measured costs of passes for later runs, unless other programs disturbed the last reply.
+
+        The costs are medians of the last passes.
+        """
+        if self._last is None or not was_disturbed(self._last.report()):
+            learned_costs.save(self.models)
 
     def repeats(self, answer: Answer) -> bool:
         """Returns whether the next reply has the prompt of an earlier one."""

@@ -19,6 +19,7 @@ from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, _draft_cost, resolve_pair
 from specgen.storage.cost_store import CostStore
+from tests.cli.chat.scenes import converse, reply
 from tests.models.static.recorder import TraceRecorder
 from tests.toys import random_toy, save_toy
 
@@ -81,6 +82,44 @@ def test_costs_of_a_disturbed_answer_are_not_stored(
 
     assert second.draft_length.costs.known == (pytest.approx({1: 0.020, 4: 0.025}) if is_stored else {})
     assert second.draft_length.draft_cost.is_supported == is_stored
+
+
+@pytest.mark.parametrize(("draft_seconds", "is_stored"), [(0.006, True), (0.36, False)])
+def test_costs_of_a_chat_whose_last_reply_was_disturbed_are_not_stored(
+    toys: dict[str, Path], draft_seconds: float, is_stored: bool
+) -> None:
+    first, second = open_models(toys), open_models(toys)
+    chat = converse(first)
+    chat.say("hello")
+    generation = chat.begin_reply()
+    for at in range(4):
+        generation.counts.observe(Round(at, (4, 5, 6), 3, 8, 0, 0.018, 0.025, 0.0, "model", num_passes=3))
+    plain = Counts()
+    plain.observe(Round(0, (), 0, 3, 0, 0.0, 0.020, 0.0))
+    for _ in range(12):
+        first.draft_length.costs.observe(1, 0.020)
+        first.draft_length.costs.observe(4, 0.025)
+        first.draft_length.draft_cost.observe(3, 3 * draft_seconds)
+    chat.baseline, chat._plain_counts = Baseline("calibrate", 1, 0.020), plain
+    chat.end_reply(generation)
+
+    chat.finish()
+    learned_costs.load(second)
+
+    assert second.draft_length.costs.known == (pytest.approx({1: 0.020, 4: 0.025}) if is_stored else {})
+
+
+def test_a_chat_predicts_each_reply_after_the_target_alone_was_timed(toys: dict[str, Path]) -> None:
+    models = open_models(toys)
+    chat = converse(models)
+    first = reply(chat, "hello")
+    assert first.report().forecast is None
+    assert chat.calibrate(first) is not None
+
+    replies = [first.report(), reply(chat, "again").report()]
+
+    assert all(report.forecast is not None and report.forecast.speedup is not None for report in replies)
+    assert 1 in models.draft_length.costs.confirmed
 
 
 def draft_in_trees(models: LoadedModels) -> list[Round]:

@@ -46,7 +46,7 @@ def replace_draft(conversation: Conversation, first: ModelSettings, messages: Me
     requested = pair_settings(models.pair.settings.target, replace(first, name=os.path.expanduser(name), revision=None))
     with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
         pair = models.pair.with_draft(requested.drafter, requested.draft, progress)
-        learned_costs.save(models)
+        conversation.finish()
         notices = models.replace_draft(pair, progress)
     learned_costs.load_draft_costs(models)
     return notices

@@ -57,6 +57,7 @@ class LocalBatch:
                 if answer is None:
                     break
                 yield BatchResult(request, answer)
+        # The target alone is not timed, so nothing shows whether other programs disturbed the answers.
         learned_costs.save(self._models)
 
     def _answer(self, request: BatchRequest, own: RequestSettings) -> BatchAnswer | None:
