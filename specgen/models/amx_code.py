@@ -19,6 +19,7 @@ from specgen.models.amx_registers import (
     amx_declarations,
     shape_registers,
 )
+from specgen.models.thread_code import CLAIM_ARGUMENTS
 from specgen.models.vector_code import ARGUMENTS, load_arguments
 
 AHEAD_BYTES = 256
@@ -130,7 +131,7 @@ def _multiply(amx: AmxFormat) -> str:
     It claims the next ones before the last block of those that it has, to request their weights from memory in time.
     If the number of outputs is not a multiple of a block's, the last block is moved back, and some are computed twice.
     """
-    names = ("values", "rows", "num_outputs", "size", "num_rows", "chunk")
+    names = ("values", "rows", "num_outputs", "size", "num_rows", "chunk", "unit", "num_threads")
     loads = "\n".join(load_arguments(ARGUMENTS, names))
     shape = shape_registers(narrow=(*range(_WEIGHTS), _COLUMNS, _COLUMNS + 1))
     columns = "ptr %columns, i64 %line_bytes, i64 %group_bytes"
@@ -139,6 +140,7 @@ def _multiply(amx: AmxFormat) -> str:
 define void @multiply_columns(ptr %arguments) {{
 entry:
   %sums = alloca [{4 * REGISTER_BYTES} x i8], align 64
+  %end = alloca i64
 {loads}
   %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
   %row_bytes = mul i64 %size, {amx.value_bytes}
@@ -149,28 +151,28 @@ entry:
   %line_terms = mul i64 %group_rows, {amx.num_terms}
   %group_bytes = mul i64 %row_bytes, %line_terms
 {shape}
-  %first_claimed = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %first_end = add i64 %first_claimed, %chunk
+  %first_claimed = call i64 @claim({CLAIM_ARGUMENTS})
+  %first_end = load i64, ptr %end
   %is_any = icmp ult i64 %first_claimed, %num_outputs
   br i1 %is_any, label %output_loop, label %exit
 output_loop:
   %wanted = phi i64 [ %first_claimed, %entry ], [ %following, %rows_end ]
-  %end = phi i64 [ %first_end, %entry ], [ %following_end, %rows_end ]
+  %chunk_end = phi i64 [ %first_end, %entry ], [ %following_end, %rows_end ]
   %is_moved = icmp ugt i64 %wanted, %last_block
   %output0 = select i1 %is_moved, i64 %last_block, i64 %wanted
   %output1 = add i64 %output0, {AMX_LINES}
   %output_offset = mul i64 %output0, %row_bytes
   %weights = getelementptr i8, ptr %values, i64 %output_offset
   %in_chunk = add i64 %wanted, {AMX_OUTPUTS}
-  %is_in_chunk = icmp ult i64 %in_chunk, %end
+  %is_in_chunk = icmp ult i64 %in_chunk, %chunk_end
   br i1 %is_in_chunk, label %look_ahead, label %claim
 claim:
-  %claimed = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %claimed_end = add i64 %claimed, %chunk
+  %claimed = call i64 @claim({CLAIM_ARGUMENTS})
+  %claimed_end = load i64, ptr %end
   br label %look_ahead
 look_ahead:
   %following = phi i64 [ %in_chunk, %output_loop ], [ %claimed, %claim ]
-  %following_end = phi i64 [ %end, %output_loop ], [ %claimed_end, %claim ]
+  %following_end = phi i64 [ %chunk_end, %output_loop ], [ %claimed_end, %claim ]
   %output_more = icmp ult i64 %following, %num_outputs
   %following_moved = icmp ugt i64 %following, %last_block
   %next_output = select i1 %following_moved, i64 %last_block, i64 %following

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specgen.models.vector_code import FLOATS, LANES, ON_THREADS, SOFTMAX, load, load_arguments, spread
+from specgen.models.thread_code import ON_THREADS
+from specgen.models.vector_code import FLOATS, LANES, SOFTMAX, load, load_arguments, spread
 
 ARGUMENTS = {
     "queries": "ptr",

@@ -12,7 +12,8 @@ import torch
 from specgen.models.float_rows import BLOCK_OUTPUTS, BLOCK_ROWS, INPUTS_UNIT, pack_rows
 from specgen.models.float_tiles import MAX_ROWS, NUM_OUTPUTS, finish, float_tiles
 from specgen.models.kernel_code import call_tile
-from specgen.models.vector_code import ARGUMENTS, CLAIM, load_arguments
+from specgen.models.thread_code import CLAIM_LOOP
+from specgen.models.vector_code import ARGUMENTS, load_arguments
 
 BLOCK_INPUTS = 640
 """Inputs of a block, at most. The second cache holds these of all rows, 60 KiB of 24, and as many weights that are
@@ -108,19 +109,20 @@ def _multiply(width: int) -> str:
 
     If the number of outputs is not a multiple of a block's, the last block is moved back, and some are computed twice.
     """
-    names = ("values", "bias", "rows", "outputs", "num_outputs", "size", "num_rows", "chunk")
+    names = ("values", "bias", "rows", "outputs", "num_outputs", "size", "num_rows", "chunk", "unit", "num_threads")
     loads = "\n".join(load_arguments(ARGUMENTS, names))
     return f"""
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 define void @multiply_rows(ptr %arguments) {{
 entry:
   %sums = alloca [{BLOCK_OUTPUTS * BLOCK_ROWS * width} x i8], align 64
+  %end = alloca i64
 {loads}
   %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
   %block_rows = call i64 @even_part(i64 %num_rows, i64 {BLOCK_ROWS})
   %last_block = sub i64 %num_outputs, {BLOCK_OUTPUTS}
   br label %claim
-{CLAIM}
+{CLAIM_LOOP}
   br label %row_loop
 row_loop:
   %row = phi i64 [ 0, %take ], [ %row_next, %row_end ]

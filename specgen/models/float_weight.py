@@ -36,7 +36,7 @@ class FloatWeight(NativeWeight):
         kernels: What multiplies it, for its type.
     """
 
-    _chunk_unit = BLOCK_OUTPUTS
+    _tile = BLOCK_OUTPUTS
     _row_value_bytes = 4
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:

@@ -8,7 +8,8 @@ take their places.
 from __future__ import annotations
 
 from specgen.models.quantize_code import QUANTIZE
-from specgen.models.vector_code import ARGUMENTS, CLAIM, ON_THREADS, Tiles, load_arguments
+from specgen.models.thread_code import CLAIM, CLAIM_LOOP, ON_THREADS
+from specgen.models.vector_code import ARGUMENTS, Tiles, load_arguments
 
 
 def kernel_text(tiles: Tiles, prologues: str) -> str:
@@ -36,7 +37,7 @@ def complete_text(code: str, prologues: str, few_rows: int | None = None) -> str
         few_rows: Up to this number of rows are multiplied on vectors, and more on AMX. All are on vectors if None.
     """
     declaration = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-    return "\n".join([declaration, EVEN_PART, prologues, code, ON_THREADS, _run(few_rows)])
+    return "\n".join([declaration, EVEN_PART, CLAIM, prologues, code, ON_THREADS, _run(few_rows)])
 
 
 EVEN_PART = """
@@ -132,8 +133,9 @@ def _multiply(tiles: Tiles) -> str:
   %in_turn = and i1 %is_several, %is_few
   %step = select i1 %in_turn, i64 {tiles.num_outputs}, i64 %chunk
   %num_shares = select i1 %in_turn, i64 %num_parts, i64 1
+  %end = alloca i64
   br label %claim
-{CLAIM}
+{CLAIM_LOOP}
   br label %outputs_loop
 outputs_loop:
   %first = phi i64 [ %start, %take ], [ %following, %rows_end ]

@@ -24,15 +24,13 @@ FLIP = 0x80
 """Turns a signed byte into an unsigned one that is greater by 128."""
 WEIGHT_STEPS = 127
 """Weights are rounded to whole numbers up to this one."""
-CHUNK_BYTES = 2**18
-"""Bytes of the weights that a thread claims at once. A long stretch is read faster than many short ones, and a second
-group of rows finds it in a cache."""
+CHUNK_BYTES, UNIT_BYTES = 2**19, 2**13
+"""Bytes of the weights that a thread claims at once, at most and at least: see `CLAIM`. A second group of rows finds
+them in a cache."""
 ROWS_BYTES = 2**22
 """Bytes of the packed rows that are multiplied at once, so that they stay in a cache: for long prompts."""
 LEAST_ROWS = 24
 """Rows that are multiplied at once however many bytes they have: one block of the kernel of 16-bit weights."""
-CHUNKS_OF_THREAD = 4
-"""Parts that each thread claims at least, so that a thread that was held up has less to do."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -133,8 +131,8 @@ class NativeWeight:
 
     _values: Tensor
     _scales: Tensor
-    _chunk_unit = 16
-    """Outputs of a chunk are a multiple of it: whole tiles."""
+    _tile = 16
+    """Outputs that are computed at once, or a multiple of them: threads claim whole tiles."""
     _row_value_bytes = 1
     """Bytes of a value of the packed rows."""
 
@@ -149,7 +147,7 @@ class NativeWeight:
         if kernels.packs_columns:
             if self.num_computed < AMX_OUTPUTS:
                 raise ValueError(f"the kernels compute {AMX_OUTPUTS} outputs at once, the weight has {shape[0]}")
-            self._chunk_unit = AMX_OUTPUTS
+            self._tile = AMX_OUTPUTS
         self._rows_at_once = max(ROWS_BYTES // (self._row_value_bytes * self._num_inputs), LEAST_ROWS)
         self._bias = floats(self.num_computed).zero_()
         if bias is not None:
@@ -165,11 +163,9 @@ class NativeWeight:
         """Bytes of the values, the scales and the bias."""
         return self._values.nbytes + self._scales.nbytes + self._bias.nbytes
 
-    def _chunk_outputs(self, num_threads: int) -> int:
-        """Returns how many outputs a thread claims at once: whole tiles."""
-        most = CHUNK_BYTES * self.num_computed // self._values.nbytes
-        share = self.num_computed // (CHUNKS_OF_THREAD * num_threads)
-        return max(min(most, share) // self._chunk_unit, 1) * self._chunk_unit
+    def _outputs_of(self, num_bytes: int) -> int:
+        """Returns how many outputs have so many bytes of weights: whole tiles, at least one."""
+        return max(num_bytes * self.num_computed // self._values.nbytes // self._tile, 1) * self._tile
 
     def unpacked(self) -> Tensor:
         """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
@@ -236,7 +232,7 @@ class NativeWeight:
             *(packed, scales, scales + 4 * num_rows * num_scales, outputs),
             *(self.num_computed, self._num_inputs, num_rows, num_scales),
             *(prologue.kind, scratch, 0 if prologue.weight is None else prologue.weight.data_ptr()),
-            *(bits_of(prologue.epsilon), self._chunk_outputs(num_threads), 0),
+            *(bits_of(prologue.epsilon), self._outputs_of(CHUNK_BYTES), self._outputs_of(UNIT_BYTES), num_threads, 0),
         ]
 
     def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:

@@ -63,7 +63,7 @@ def unpack_code(values: Sequence[str], names: Sequence[str]) -> str:
             f"  store {_INTEGERS} %{name}, ptr %line{index}, align 64",
         ]
     unpack = ["define internal void @unpack_block(ptr %record, ptr %lines) alwaysinline {", *values, *lines]
-    declared = [amx_declarations(_PRODUCT), "declare i64 @llvm.umin.i64(i64, i64)"]
+    declared = [amx_declarations(_PRODUCT)]
     return "\n".join([*declared, *unpack, "  ret void", "}"])
 
 

@@ -36,12 +36,15 @@ ARGUMENTS = {
     "norm_weight": "ptr",
     "epsilon": "float",
     "chunk": "i64",
+    "unit": "i64",
+    "num_threads": "i64",
     "counter": "i64",
 }
 """What the kernels of weights read at the address that they are given: 64 bits each, in this order.
 
 `rows` is memory for the packed rows, `prepared` for the rows after a prologue; `num_scales` counts the scales, and the
-excesses, of each row; `chunk` is the number of outputs that a thread claims at once, and `counter` is 0.
+excesses, of each row; a thread claims `chunk` outputs at once at most and `unit` at least (see `CLAIM`);
+`counter` is 0.
 """
 
 NOTHING, NORM, SILU, GELU = range(4)
@@ -200,34 +203,6 @@ done:
 
 The memory of the scores holds whole vectors.
 """
-
-
-ON_THREADS = """
-define internal void @on_threads(ptr %job, ptr %arguments, ptr %parallel, i64 %num_threads) {
-entry:
-  %is_alone = icmp eq i64 %num_threads, 1
-  br i1 %is_alone, label %alone, label %together
-alone:
-  call void %job(ptr %arguments)
-  ret void
-together:
-  %threads = trunc i64 %num_threads to i32
-  call void %parallel(ptr %job, ptr %arguments, i32 %threads, i32 0)
-  ret void
-}
-"""
-"""Runs a job on this thread, or on several by OpenMP's entry point; each gets the same arguments."""
-
-
-CLAIM = """claim:
-  %start = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %is_any = icmp ult i64 %start, %num_outputs
-  br i1 %is_any, label %take, label %exit
-take:
-  %end = add i64 %start, %chunk
-  %is_end = icmp ult i64 %end, %num_outputs
-  %limit = select i1 %is_end, i64 %end, i64 %num_outputs"""
-"""Starts the loop of a thread: it claims outputs `%start` to `%limit` in `take`, or goes to `exit` if none are left."""
 
 
 def load_arguments(order: Mapping[str, str], names: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from specgen.models.vector_code import GELU, NORM, NOTHING, SILU
 from tests.decoders import decoder_of
 from tests.models.test_decoder import BUILDERS, FAMILIES, build
 
-needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
+needs_kernel = pytest.mark.skipif(cpu_vectors() is None, reason="needs AVX2")
 
 
 def weights() -> list[NativeWeight]:

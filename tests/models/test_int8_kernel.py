@@ -29,7 +29,7 @@ from specgen.models.vector_code import CpuVectors
 from tests.fakes import threads
 from tests.models.vectors import ALL_VECTORS, compile_kernels
 
-needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
+needs_kernel = pytest.mark.skipif(cpu_vectors.cpu_vectors() is None, reason="needs AVX2")
 
 
 def num_steps(vectors: CpuVectors) -> int:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from specgen.loading.decoder_weights import dense_linear
 from specgen.models import kv_slots
 from specgen.models import step_kernels as module
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.float_linear import BFloat16Linear
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.fused_layers import fuse
-from specgen.models.kernels import int8_kernels
 from specgen.models.kv_slots import SliceSlots
 from specgen.models.native_layers import NativeLayers, NativePass
 from specgen.models.native_steps import MAX_ROWS
@@ -32,7 +32,7 @@ from specgen.models.stored_slots import Rotations
 from tests.decoders import decoder_of
 from tests.models.test_decoder import FAMILIES, build
 
-pytestmark = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
+pytestmark = pytest.mark.skipif(cpu_vectors() is None, reason="needs AVX2")
 KINDS: list[PackedKind] = [Int8Linear, Nf4Linear, BFloat16Linear]
 ONE_BY_ONE = ("gemma2", "phi3-window")
 """Families whose layers run one by one: the kernel caps no scores, and rotates whole vectors of channels only."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specgen.models import weight_memory
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import nf4_kernels
@@ -27,7 +28,7 @@ from specgen.models.vector_code import CpuVectors
 from tests.fakes import threads
 from tests.models.vectors import ALL_VECTORS, compile_kernels
 
-needs_kernel = pytest.mark.skipif(nf4_kernels() is None, reason="needs AVX2")
+needs_kernel = pytest.mark.skipif(cpu_vectors() is None, reason="needs AVX2")
 NF4_VALUES = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]
 NF4_VALUES += [0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]
 
