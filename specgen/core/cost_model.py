@@ -156,7 +156,7 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
     predicted = predicted_speedup(counts, costs)
     num_drafting = counts.num_rounds - counts.num_plain_rounds
     if counts.num_extra_passes > 0 and num_drafting:
-        # Extra passes are those of text drafts: the first token of a draft takes one more.
+        # Extra passes are those of text drafts, and do not depend much on the length.
         extra = costs.draft_seconds * counts.num_extra_passes / num_drafting
         costs = replace(costs, round_seconds=costs.round_seconds + extra)
     for accepted, tested in zip(counts.accepted_by_position, counts.tested_by_position, strict=True):

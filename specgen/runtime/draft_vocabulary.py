@@ -146,7 +146,7 @@ def translated_costs(
     """Estimates acceptance and costs of a draft from those that it would have with the target's vocabulary.
 
     A shared token is accepted only if the target's own token is shared, and it is drafted only if the draft's own is.
-    A token of a text draft needs all of the draft's tokens for it, and one more is written before it is certain.
+    A token of a text draft needs all of the draft's tokens for it.
 
     Args:
         kind: `same`, `shared` or `text`.
@@ -159,13 +159,12 @@ def translated_costs(
         The acceptance of each of the target's tokens, and the costs for `best_draft_length`.
     """
     verify = verify or {n: 1 + ASSUMED_SLOPE * (n - 1) for n in range(1, LONGEST_ASSUMED + 2)}
-    per_round = 0.0
     if kind == "shared":
         alpha *= overlap.target_share * overlap.draft_share
     elif kind == "text":
         alpha = overlap.written_share * alpha**overlap.draft_per_target
-        per_round, draft_seconds = draft_seconds, draft_seconds * overlap.draft_per_target
-    return alpha, PassCosts(verify, draft_seconds, round_seconds=per_round)
+        draft_seconds *= overlap.draft_per_target
+    return alpha, PassCosts(verify, draft_seconds)
 
 
 def predict_speedup(kind: DraftVocab, overlap: Overlap, draft_cost: float | None) -> float:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -76,10 +75,6 @@ class TokenTable:
     def _longest(self) -> int:
         return max(map(len, self.by_bytes), default=0)
 
-    @cached_property
-    def _sorted(self) -> list[bytes]:
-        return sorted(self.by_bytes)
-
     def extend(self, ids: Sequence[int], data: bytes) -> list[int]:
         """Encodes bytes that follow a text, so that its tokens stay as they are.
 
@@ -94,7 +89,7 @@ class TokenTable:
         before = b"".join(self.bytes[token_id] for token_id in context)
         whole = before + data
         start = len(whole) - len(whole.lstrip(bytes(range(0x80, 0xC0)))) if before else 0
-        end = len(whole) - _num_incomplete(whole)
+        end = len(whole) - num_incomplete(whole)
         if start > len(before) or end <= len(before):
             return self._longest_tokens(data)
         try:
@@ -113,28 +108,6 @@ class TokenTable:
                 return [*encoded[index:], *rest] if num_added in (0, 1) else self._longest_tokens(data)
             position += size
         return self._longest_tokens(data)
-
-    def num_stable(self, ids: Sequence[int]) -> int:
-        """Returns how many tokens of a text stay the same whatever follows it.
-
-        A token is not stable if a longer one could start inside it and go on after the text's end.
-        """
-        text = b"".join(self.bytes[token_id] for token_id in ids)
-        first = next(
-            (start for start in range(max(0, len(text) - self._longest), len(text)) if self._is_start(text[start:])),
-            len(text),
-        )
-        position = 0
-        for index, token_id in enumerate(ids):
-            position += len(self.bytes[token_id])
-            if position > first:
-                return index
-        return len(ids)
-
-    def _is_start(self, text: bytes) -> bool:
-        """Returns whether an ordinary token starts with these bytes and goes on."""
-        index = bisect_right(self._sorted, text)
-        return index < len(self._sorted) and self._sorted[index].startswith(text)
 
     def _context(self, ids: Sequence[int]) -> Sequence[int]:
         """Returns the last tokens of a text, from the last control token on."""
@@ -160,7 +133,7 @@ def cached_table(tokenizer: Any) -> TokenTable:
     return TokenTable(tokenizer)
 
 
-def _num_incomplete(data: bytes) -> int:
+def num_incomplete(data: bytes) -> int:
     """Returns how many bytes at the end belong to a character that is not complete."""
     for size in range(1, min(4, len(data) + 1)):
         first = data[-size]

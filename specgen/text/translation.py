@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from specgen.core.comparison import first_difference
-from specgen.text.token_table import TokenTable
+from specgen.text.token_table import TokenTable, num_incomplete
 
 NUM_REREAD = 6
 """Draft tokens at the end of a text that are encoded again when it grows: further text may merge with them."""
@@ -68,7 +68,7 @@ class Translation:
         return list(self._read) or [self._draft.end_id or 0]
 
     def target_ids(self, ids: Sequence[int], written: Sequence[int]) -> tuple[list[int], bool]:
-        """Returns what a draft wrote after a text in the target's tokens, as far as further text can't change it.
+        """Returns what a draft wrote after a text in the target's tokens, without a character that is not complete.
 
         Args:
             ids: The text in the target's tokens.
@@ -79,9 +79,9 @@ class Translation:
         """
         control = next((index for index, id_ in enumerate(written) if id_ in self._draft.special), None)
         data = b"".join(self._draft.bytes[id_] for id_ in written[:control])
-        found = self._target.extend(ids, data)
         if control is None:
-            return found[: self._target.num_stable(found)], False
+            return self._target.extend(ids, data[: len(data) - num_incomplete(data)]), False
+        found = self._target.extend(ids, data)
         last = self._written.get(written[control])
         return found if last is None else [*found, last], True
 

@@ -55,18 +55,16 @@ class Drafts:
         acceptance: Mean of the answers.
         spread: By how much answers differ from it, uniformly.
         verify_cost: v(n) of the target.
-        extra_passes: That the first token of a draft takes: 1 for text drafts.
         passes: Mean passes for a token.
         confidence: How much of the way from the true acceptance to 1 the draft's confidence is.
         reading: Cost of a further token in a pass of the draft, as a share of the pass.
-        unfinished: Share of places where the draft writes `UNFINISHED_PASSES` tokens and finds none to propose.
+        unfinished: Share of places where what the draft writes gives no token; it writes `UNFINISHED_PASSES` at most.
     """
 
     pass_cost: float
     acceptance: float
     spread: float = 0.1
     verify_cost: Costs = INT8
-    extra_passes: int = 0
     passes: float = 1.0
     confidence: float = 0.2
     reading: float = 0.1
@@ -128,12 +126,12 @@ def run(answer: Answer, policy: LengthPolicy, clock: Clock, limit: int = 16) -> 
         count = num_passes = 0
         while count < min(limit, NUM_TOKENS - place - 1) and policy.should_draft():
             if not answer.passes[place + count]:
-                policy.on_token(0.0, UNFINISHED_PASSES)
-                num_passes += UNFINISHED_PASSES
+                num_passes += write_unfinished(policy, answer.confidence[place + count])
+                if not count:
+                    policy.on_token(0.0, 0)
                 break
-            passes = answer.passes[place + count] + (0 if count else drafts.extra_passes)
-            policy.on_token(answer.confidence[place + count], passes)
-            num_passes += passes
+            policy.on_token(answer.confidence[place + count], answer.passes[place + count])
+            num_passes += answer.passes[place + count]
             count += 1
         read = drafts.pass_cost * drafts.reading * max(num_missed, 0) if num_passes else 0.0
         drafting, verify = num_passes * drafts.pass_cost + read, drafts.verify_cost(count + 1)
@@ -159,6 +157,15 @@ def run(answer: Answer, policy: LengthPolicy, clock: Clock, limit: int = 16) -> 
         place += right + 1
         index += 1
     return steps
+
+
+def write_unfinished(policy: LengthPolicy, confidence: float) -> int:
+    """Writes what gives no token, as long as the policy wants. Returns the passes of the draft."""
+    for num_passes in range(1, UNFINISHED_PASSES + 1):
+        policy.on_pass(confidence)
+        if num_passes == UNFINISHED_PASSES or not policy.should_draft():
+            break
+    return num_passes
 
 
 def knowing(drafts: Drafts, acceptance: float | None = None) -> CostAwareLength:
@@ -222,7 +229,7 @@ def speeds(
 
 def text(pass_cost: float, acceptance: float, passes: float = 1.2) -> Drafts:
     """A draft that writes text."""
-    return Drafts(pass_cost, acceptance, extra_passes=1, passes=passes)
+    return Drafts(pass_cost, acceptance, passes=passes)
 
 
 GRID = {

@@ -41,7 +41,7 @@ def shared(cost: float, acceptance: float, confidence: float, verify_cost: Costs
 
 def text(cost: float, acceptance: float, unfinished: float, verify_cost: Costs = FLAT) -> Pair:
     """A draft of text, which in bad texts often finds no token to propose."""
-    good = Drafts(cost, acceptance, 0.15, verify_cost, extra_passes=1, passes=1.2)
+    good = Drafts(cost, acceptance, 0.15, verify_cost, passes=1.2)
     bad = replace(good, acceptance=BAD_ACCEPTANCE, spread=0.03, confidence=0.4, passes=1.6, unfinished=unfinished)
     return Pair(good, bad)
 

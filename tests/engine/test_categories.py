@@ -94,7 +94,9 @@ def test_a_draft_that_found_no_token_is_charged_with_its_passes() -> None:
         policy.start_round()
         is_drafted = policy.should_draft()
         if is_drafted:
-            policy.on_token(0.0, 6)
+            for _ in range(6):
+                policy.on_pass(0.9)
+            policy.on_token(0.0, 0)
             num_drafts += 1
             policy.observe(Round(1, (), 0, 2, 0, 1.2, 1.0, 0.0, None, num_passes=6))
         else:

@@ -207,15 +207,58 @@ def greedy(vocab_size: int, prompt: Sequence[int]) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_a_text_draft_proposes_stable_tokens_only() -> None:
-    """The draft writes a, b, a, b ...; the target has `ab`, so an `a` at the end is not proposed."""
+def test_a_text_draft_proposes_all_that_it_wrote() -> None:
+    """The draft writes a, b, a, b ...; the target has `ab`, and an `a` at the end is proposed."""
     tokens = ["a", "b", "ab"], ["b", "a"]
     model = TranslatedModel(TableModel(torch.tensor([[0.0, 9.0], [9.0, 0.0]])), StringTranslation(*tokens))
 
     draft = TextDrafter(model, 3, sampler()).propose([1], 3, FixedLength())
 
-    assert draft.ids.tolist() == [2, 2, 2]
-    assert draft.probs is None
+    assert draft.ids.tolist() == [2, 2, 0]
+    assert (draft.num_passes, draft.probs) == (5, None)
+
+
+def test_a_text_draft_with_the_targets_tokens_takes_a_pass_for_each() -> None:
+    """The oracle is the drafter for equal vocabularies."""
+    tokens = ["a", "b", "c", "d"]
+    model = TranslatedModel(TableModel(table(4, 2)), StringTranslation(tokens, tokens))
+
+    expected = ModelDrafter(TableModel(table(4, 2)), 4, sampler()).propose([0, 1], 4, FixedLength())
+    found = TextDrafter(model, 4, sampler()).propose([0, 1], 4, FixedLength())
+
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.num_passes == 4
+
+
+class _Noting(FixedLength):
+    """Notes what a draft reports."""
+
+    uses_confidence = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reports: list[tuple[str, float]] = []
+
+    def on_token(self, confidence: float, num_passes: int = 1) -> None:
+        self.reports.append((f"token {num_passes}", confidence))
+
+    def on_pass(self, confidence: float) -> None:
+        self.reports.append(("pass", confidence))
+
+
+def test_a_text_draft_reports_each_pass_and_token_once() -> None:
+    """The draft writes `a`, which is no token of the target's, then `b` and `cd`: `ab` is one token, `cd` are two."""
+    tokens = ["ab", "c", "d", "x"], ["x", "a", "b", "cd"]
+    rows = torch.log(torch.tensor([[0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.6, 0.2], [0.1, 0.2, 0.2, 0.5], [0.25] * 4]))
+    policy = _Noting()
+
+    draft = TextDrafter(TranslatedModel(TableModel(rows), StringTranslation(*tokens)), 4, sampler()).propose(
+        [3], 3, policy
+    )
+
+    assert draft.ids.tolist() == [0, 1, 2]
+    assert [kind for kind, _ in policy.reports] == ["pass", "token 1", "token 1", "token 0"]
+    assert [confidence for _, confidence in policy.reports] == pytest.approx([0.7, 0.42, 0.5**0.5, 0.5**0.5])
 
 
 def test_a_text_draft_ends_at_the_draft_models_end_token() -> None:

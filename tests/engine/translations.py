@@ -10,7 +10,7 @@ from specgen.engine.drafters.translated import SharedTokens
 
 
 class StringTranslation:
-    """Encodes by the longest token at each place. The last token is never stable; characters unknown are left out.
+    """Encodes by the longest token at each place; characters unknown are left out.
 
     Args:
         target: The target's tokens, id by position.
@@ -30,7 +30,7 @@ class StringTranslation:
         found = encode(self._target, "".join(self._draft[id_] for id_ in written[:length]))
         if self._ends is not None and ended:
             return [*found, self._ends[1]], True
-        return found[:-1], False
+        return found, False
 
     @property
     def shared(self) -> SharedTokens:

@@ -213,7 +213,7 @@ def test_a_measured_cost_decides_instead_of_the_sizes(folders: dict[str, Path], 
 
 
 def test_shared_tokens_are_predicted_to_win_where_nearly_all_are_shared() -> None:
-    nearly_all, few = Overlap(0.98, 0.98, 1.05), Overlap(0.5, 0.6, 1.3)
+    nearly_all, few = Overlap(0.99, 0.99, 1.05), Overlap(0.5, 0.6, 1.3)
 
     assert predict_speedup("shared", nearly_all, 0.2) > predict_speedup("text", nearly_all, 0.2)
     assert predict_speedup("text", few, 0.05) > predict_speedup("shared", few, 0.05)

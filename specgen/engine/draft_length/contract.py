@@ -34,8 +34,15 @@ class LengthPolicy(Protocol):
 
         Args:
             confidence: Of the drafter, 0 to 1.
-            num_passes: Passes of the draft model that the token took. A draft of text may need several for a token of
-                the target's, and a pass may give several tokens.
+            num_passes: Passes of the draft model that the token took, without those that `on_pass` noted. A pass may
+                give several tokens of the target's.
+        """
+
+    def on_pass(self, confidence: float) -> None:
+        """Notes a pass that gave no further token: what a draft of text wrote changed the last one, or is incomplete.
+
+        Args:
+            confidence: Of what was written in it. That of the next token contains it.
         """
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:

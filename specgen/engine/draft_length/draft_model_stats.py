@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from specgen.core.events import Round
-from specgen.engine.draft_length.throughput import RecentRounds
+from specgen.engine.draft_length.throughput import LATEST_WEIGHT, RecentRounds
 
 MIN_READ = 8
 """Tokens that the draft model must have read before their cost is known: the cost of drafting hides that of a few."""
 
 
 class PassesPerToken:
-    """Averages the passes of the draft model that a draft's first token takes, and each further one.
-
-    A text draft's first token needs one pass more than the others: what follows a token decides where it ends. So a
-    draft of several tokens may pay where a single one does not.
-    """
+    """Averages the passes of the draft model that a token takes: a draft of text may need several, or none."""
 
     def __init__(self) -> None:
-        self._first = RecentRounds()
-        self._further = RecentRounds()
+        self.mean = 1.0
+        self._num_tokens = 0
 
-    def observe(self, position: int, num_passes: int) -> None:
-        """Adds a drafted token."""
-        (self._further if position else self._first).observe(1, num_passes)
-
-    def expected(self, length: int, num_tokens: int) -> float:
-        """Returns the passes that `num_tokens` more tokens take after a draft of `length` tokens."""
-        first = self._first.seconds if self._first.num_rounds else 1.0
-        further = self._further.seconds if self._further.num_rounds else max(first - 1, 1.0)
-        return num_tokens * further if length else first + (num_tokens - 1) * further
+    def observe(self, num_passes: int) -> None:
+        """Adds a drafted token. A plain mean at first, then a moving one."""
+        self._num_tokens += 1
+        self.mean += (num_passes - self.mean) * max(LATEST_WEIGHT, 1 / self._num_tokens)
 
 
 class DraftModelStats:

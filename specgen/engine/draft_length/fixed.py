@@ -47,6 +47,9 @@ class FixedLength:
     def on_token(self, confidence: float, num_passes: int = 1) -> None:
         """Does nothing."""
 
+    def on_pass(self, confidence: float) -> None:
+        """Does nothing."""
+
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         self._match = match
         if self._is_replay_due:

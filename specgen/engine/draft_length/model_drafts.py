@@ -53,10 +53,10 @@ class ModelDrafts:
         self._throughput = throughput
         self._acceptance = acceptance
         self._stats = DraftModelStats()
-        self._passes = PassesPerToken()
+        self._passes_per_token = PassesPerToken()
         self._confidences: list[float] = []
-        self._num_passes = 0
-        self._reach = 1.0
+        self._num_passes = self._num_unfinished = 0
+        self._reach = self._unfinished = 1.0
         self.num_matched = 0
         """Accepted tokens of this round's tree that the model did not propose."""
 
@@ -64,8 +64,8 @@ class ModelDrafts:
         """Prepares for a new round."""
         self.num_matched = 0
         self._confidences = []
-        self._num_passes = 0
-        self._reach = 1.0
+        self._num_passes = self._num_unfinished = 0
+        self._reach = self._unfinished = 1.0
 
     def start_text(self, prefill: Prefill) -> None:
         """Prepares for a new text, whose prompt was just read."""
@@ -74,10 +74,22 @@ class ModelDrafts:
 
     def on_token(self, confidence: float, num_passes: int) -> None:
         """Notes that a token was drafted."""
-        self._passes.observe(len(self._confidences), num_passes)
+        self._passes_per_token.observe(self._num_unfinished + num_passes)
         self._num_passes += num_passes
         self._confidences.append(confidence)
         self._reach *= self._acceptance.estimate(confidence)
+        self._num_unfinished, self._unfinished = 0, 1.0
+
+    def on_pass(self, confidence: float) -> None:
+        """Notes a pass that gave no further token."""
+        self._num_passes += 1
+        self._num_unfinished += 1
+        self._unfinished *= confidence
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the model computed something in this round."""
+        return self._num_passes > 0
 
     @property
     def num_drafted(self) -> int:
@@ -95,7 +107,7 @@ class ModelDrafts:
         one, pass_seconds = self._costs.seconds(1), self._replay.pass_seconds(1)
         for length, gain in enumerate(self._gains_ahead(), self.num_drafted + 1):
             if gain > margin:
-                passes = self._num_passes + self._passes.expected(self.num_drafted, length - self.num_drafted)
+                passes = self._num_passes + (length - self.num_drafted) * self._passes_per_token.mean
                 seconds = passes * self._draft_cost.typical_seconds + self._replay.optimistic_seconds(length + 1)
                 yield (seconds - pass_seconds) / one
 
@@ -125,7 +137,7 @@ class ModelDrafts:
         costs = {}
         for length in lengths:
             extra = self._replay.optimistic_seconds(length + 1) - self._replay.pass_seconds(1)
-            costs[length] = (self._passes.expected(0, length) * self._draft_cost.seconds + extra) / one
+            costs[length] = (length * self._passes_per_token.mean * self._draft_cost.seconds + extra) / one
         if not any(_chain(BEST_ACCEPTANCE, length) - cost > MARGIN for length, cost in costs.items()):
             return None
         losses = {length: cost - _chain(self._acceptance.mean.value, length) for length, cost in costs.items()}
@@ -199,14 +211,16 @@ class ModelDrafts:
         here = self._replay.optimistic_seconds(length + 1)
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
         rate = self._throughput.rate if length else 1 / here
-        draft_seconds, mean = self._draft_cost.seconds, self._acceptance.mean.value
-        gain, reach = 0.0, self._reach
+        token_seconds = self._passes_per_token.mean * self._draft_cost.seconds
+        mean = self._acceptance.mean.value
+        reach_here = self._reach * self._unfinished
+        gain, reach = 0.0, reach_here
         for further in range(1, self.limit - length + 1):
             reach *= mean
             gain += reach
-            cost = self._passes.expected(length, further) * draft_seconds
+            cost = further * token_seconds
             cost += self._replay.optimistic_seconds(length + further + 1) - here
-            cost += (self._reach - reach) * self._replay.rejection_seconds(length + gain)
+            cost += (reach_here - reach) * self._replay.rejection_seconds(length + gain)
             yield gain - rate * cost
 
     def _reading_seconds(self) -> float:

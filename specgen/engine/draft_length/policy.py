@@ -78,6 +78,9 @@ class CostAwareLength:
     def on_token(self, confidence: float, num_passes: int = 1) -> None:
         self._model.on_token(confidence, num_passes)
 
+    def on_pass(self, confidence: float) -> None:
+        self._model.on_pass(confidence)
+
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         self._lookup.note(match)
         if not self.costs.is_supported(1):
@@ -112,12 +115,13 @@ class CostAwareLength:
         # The first round has no draft: it measures a pass of the target, and no output waits for a draft.
         if not self.costs.is_supported(1) or length >= self._model.limit:
             return False
-        if not length and (self._is_baseline_due() or self.costs.is_single_doubtful):
+        has_begun = self._model.has_begun
+        if not has_begun and (self._is_baseline_due() or self.costs.is_single_doubtful):
             return False
         if self._exploration.is_trial:
             return length < self._trial_length
         losses = self._model.losses_where_it_pays()
-        if length:
+        if has_begun:
             return any(loss <= self._affordable for loss in losses)
         smallest = min(losses, default=None)
         if smallest is not None:

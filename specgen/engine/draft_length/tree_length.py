@@ -107,6 +107,9 @@ class TreeLength:
     def on_token(self, confidence: float, num_passes: int = 1) -> None:
         self._inner.on_token(confidence, num_passes)
 
+    def on_pass(self, confidence: float) -> None:
+        self._inner.on_pass(confidence)
+
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         return self._inner.tokens_to_take(match, has_draft_model=has_draft_model)
 

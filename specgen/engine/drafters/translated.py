@@ -24,8 +24,8 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler, largest_probability, likeliest
 from specgen.engine.verification import Draft
 
-MAX_UNSTABLE = 6
-"""Tokens a text draft writes without a further stable token of the target's before it ends."""
+MAX_UNFINISHED = 6
+"""Passes without a further token of the target's after which a text draft ends, whatever its length policy decides."""
 
 
 class Translation(Protocol):
@@ -37,7 +37,7 @@ class Translation(Protocol):
     def target_ids(self, ids: Sequence[int], written: Sequence[int]) -> tuple[list[int], bool]:
         """Returns the draft's tokens after a text in the target's tokens, and whether they end the text.
 
-        Only tokens that stay the same whatever the draft writes next are returned.
+        What the draft writes next may change the last of them, and an incomplete character gives none.
         """
 
 
@@ -184,29 +184,44 @@ class SharedTokenDrafter(_TranslatedDrafter):
 
 
 class TextDrafter(_TranslatedDrafter):
-    """Proposes what the model writes, encoded in the target's tokens. The model writes its likeliest tokens."""
+    """Proposes what the model writes, encoded in the target's tokens. The model writes its likeliest tokens.
+
+    Further text could change the last token: `.` may become `.\\n\\n`. It is proposed nevertheless. Waiting until it is
+    certain took one more pass of the draft in each round, and after right text the last token is mostly the target's
+    own: at 99 (the same vocabulary) and 90 % (SmolLM2 for Qwen2.5) of the places in 24 answers.
+    """
 
     def _propose_by_logits(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         written: list[int] = []
         found: list[int] = []
-        has_ended = False
-        while len(found) < limit and not has_ended and draft_length.should_draft():
-            confidence, num_before, num_passes = 1.0, len(found), len(written)
-            for _ in range(min(MAX_UNSTABLE, self._num_positions_left(ids) - len(written))):
-                token, probability = _likeliest(self._translated.own_logits(ids, written))
-                written.append(token)
-                confidence *= probability
-                found, has_ended = self._translated.translation.target_ids(ids, written)
-                if len(found) > num_before or has_ended:
-                    break
-            num_new = min(len(found), limit) - num_before
-            if draft_length.uses_confidence:
-                draft_length.on_token(confidence if num_new > 0 else 0.0, len(written) - num_passes)
-                for _ in range(num_new - 1):
-                    draft_length.on_token(confidence, 0)
-            if num_new <= 0:
+        num_drafted = num_unfinished = 0
+        confidence, has_ended = 1.0, False
+        num_left = self._num_positions_left(ids)
+        while num_drafted < limit and not has_ended and len(written) < num_left and draft_length.should_draft():
+            token, probability = _likeliest(self._translated.own_logits(ids, written))
+            written.append(token)
+            confidence *= probability
+            found, has_ended = self._translated.translation.target_ids(ids, written)
+            num_new = min(len(found), limit) - num_drafted
+            if num_new > 0:
+                _report(draft_length, num_new, confidence)
+                num_drafted += num_new
+                num_unfinished, confidence = 0, 1.0
+                continue
+            draft_length.on_pass(probability)
+            num_unfinished += 1
+            if num_unfinished == MAX_UNFINISHED:
                 break
+        if written and not num_drafted and draft_length.uses_confidence:
+            draft_length.on_token(0.0, 0)
         return Draft(torch.tensor(found[:limit], dtype=torch.int64), num_passes=len(written))
+
+
+def _report(draft_length: LengthPolicy, num_tokens: int, confidence: float) -> None:
+    """Reports the tokens that a pass gave, which have one confidence together."""
+    if draft_length.uses_confidence:
+        for index in range(num_tokens):
+            draft_length.on_token(confidence ** (1 / num_tokens), int(index == 0))
 
 
 def _likeliest(logits: Tensor) -> tuple[int, float]:
