@@ -20,7 +20,6 @@ from specgen.models.attention_kernel import AttentionKernel, NewRows, attention_
 from specgen.models.decoder_spec import DecoderSpec, LayerSpec
 from specgen.models.native_code import openmp_parallel
 from specgen.models.native_steps import MAX_ROWS, LayerSteps, StepMemory
-from specgen.models.step_kernels import step_kernels
 from specgen.models.stored_slots import Rotations
 
 if TYPE_CHECKING:
@@ -98,9 +97,11 @@ class NativePass:
         self._values = rows.narrow(1, spec.num_heads + num_kv_heads, num_kv_heads)
         self._heads = rows.narrow(1, 0, spec.num_heads + num_kv_heads)
         self._hidden, self._attended = memory.hidden[:num_rows], memory.attended[:num_rows]
-        kernels = step_kernels()
-        assert kernels is not None, "the steps belong to them"
-        self._run_steps, self._num_threads = kernels.run_steps, steps.num_threads
+        self._kernels, self._attention_kernel, self._num_threads = (
+            steps.kernels,
+            steps.attention_kernel,
+            steps.num_threads,
+        )
         # Both stay where they are: the steps have the addresses of their arguments.
         self._arguments = numpy.array(steps.arguments, numpy.int64)
         first = self._arguments.ctypes.data
@@ -135,5 +136,5 @@ class NativePass:
             arguments[places] = attention_arguments(new, slots.stored(layer), seen, self._spec.attention_scale, memory)
         stored = [slots.stored(layer) for layer in range(len(self._spec.layers))]
         arguments[self._stored] = [[keys.data_ptr(), values.data_ptr()] for keys, values in stored]
-        self._run_steps(self._steps.ctypes.data, len(self._steps), openmp_parallel() or 0, self._num_threads)
+        self._kernels.run_steps(self._steps.ctypes.data, len(self._steps), openmp_parallel() or 0, self._num_threads)
         return self._hidden.clone()

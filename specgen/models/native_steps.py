@@ -57,11 +57,12 @@ class LayerSteps:
     def __init__(
         self, spec: DecoderSpec, parts: Sequence[LayerParts], memory: StepMemory, kernel: AttentionKernel, num_rows: int
     ) -> None:
-        self._spec, self._memory, self._kernel = spec, memory, kernel
+        self._spec, self._memory = spec, memory
         self.num_rows, self.num_threads = num_rows, torch.get_num_threads()
         kernels = step_kernels()
         assert kernels is not None, "layers have parts on machines that run them"
-        self._kernels = kernels
+        self.attention_kernel, self.kernels = kernel, kernels
+        """The steps have addresses in their code, so both must live as long as the steps run."""
         self.steps: list[tuple[int, int, int]] = []
         """Of each step: the address of its function, the index of its arguments, and the address of its inputs."""
         self.arguments: list[int] = []
@@ -79,7 +80,7 @@ class LayerSteps:
         if part.qk_norms is not None:
             self._append_qk_norms(part.qk_norms, part.qkv.weight.num_computed)
         self.attention.append(len(self.arguments))
-        self._append(self._kernel.code.address("run"), [0] * len(ATTENTION_ARGUMENTS), 0)
+        self._append(self.attention_kernel.code.address("run"), [0] * len(ATTENTION_ARGUMENTS), 0)
         self._append_product(part.output, memory.attended.data_ptr(), memory.added.data_ptr())
         self._append_sum(part.attention_out)
         self._append_product(part.gate_up, memory.hidden.data_ptr(), memory.gate_up.data_ptr())
@@ -106,12 +107,12 @@ class LayerSteps:
         if norm is not None:
             self._append_norm(norm, added, size, size)
         sum_arguments = [self._memory.hidden.data_ptr(), self.num_rows * size, bits_of(self._spec.residual_scale)]
-        self._append(self._kernels.add_address, sum_arguments, added)
+        self._append(self.kernels.add_address, sum_arguments, added)
 
     def _append_norm(self, norm: Prologue, inputs: int, num_channels: int, row_stride: int) -> None:
         assert norm.weight is not None, "it is a norm"
         num_norms = num_channels // norm.weight.shape[0]
-        self._append(self._kernels.norm_address, norm_arguments(norm, num_norms, self.num_rows, row_stride), inputs)
+        self._append(self.kernels.norm_address, norm_arguments(norm, num_norms, self.num_rows, row_stride), inputs)
 
     def _append(self, function: int, arguments: Sequence[int], inputs: int) -> None:
         self.steps.append((function, len(self.arguments), inputs))

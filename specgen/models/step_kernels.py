@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from specgen.models.native_code import Function, NativeCode, bits_of
 from specgen.models.native_weight import Prologue
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.step_code import NORM_ARGUMENTS, step_code
+
+_COMPILING = Lock()
+"""Layers are loaded in several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,15 @@ class StepKernels:
     code: NativeCode
 
 
-@lru_cache(maxsize=1)
 def step_kernels() -> StepKernels | None:
     """Returns the functions, compiled for this machine; None if it runs no kernels of our own."""
+    with _COMPILING:
+        return compiled_steps()
+
+
+@lru_cache(maxsize=1)
+def compiled_steps() -> StepKernels | None:
+    """Returns what `step_kernels` does, which lets one thread at a time compile."""
     try:
         code = NativeCode(step_code(PROLOGUES))
         run_steps, norm = code.function("run_steps", 4), code.function("norm", 4)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -22,12 +26,13 @@ from specgen.models.float_linear import BFloat16Linear
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.fused_layers import fuse
 from specgen.models.kv_slots import SliceSlots
+from specgen.models.native_code import NativeCode
 from specgen.models.native_layers import NativeLayers, NativePass
 from specgen.models.native_steps import MAX_ROWS
 from specgen.models.packing import PackedKind, packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.step_code import step_code
-from specgen.models.step_kernels import step_kernels
+from specgen.models.step_kernels import compiled_steps, step_kernels
 from specgen.models.stored_slots import Rotations
 from tests.decoders import decoder_of
 from tests.models.test_decoder import FAMILIES, build
@@ -206,12 +211,12 @@ def test_a_machine_without_the_code_runs_layers_one_by_one(monkeypatch: pytest.M
         raise RuntimeError("the system allows no new code in memory")
 
     monkeypatch.setattr(module, "NativeCode", fail)
-    step_kernels.cache_clear()
+    compiled_steps.cache_clear()
     try:
         with noted() as rows:
             assert_same(passes(model_of("llama")), expected)
     finally:
-        step_kernels.cache_clear()
+        compiled_steps.cache_clear()
 
     assert not rows
 
@@ -233,12 +238,50 @@ def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, family: str, 
     text = step_code(PROLOGUES)
     assert old in text
     monkeypatch.setattr(module, "step_code", lambda _: text.replace(old, new))
-    step_kernels.cache_clear()
+    compiled_steps.cache_clear()
     try:
         with pytest.raises(AssertionError):
             test_passes_of_all_families_are_those_of_layers_one_by_one(family)
     finally:
-        step_kernels.cache_clear()
+        compiled_steps.cache_clear()
+
+
+def test_threads_that_load_layers_at_once_compile_the_code_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def compile_slowly(text: str) -> NativeCode:
+        compiled.append(text)
+        time.sleep(0.05)
+        return NativeCode(text)
+
+    monkeypatch.setattr(module, "NativeCode", compile_slowly)
+    compiled_steps.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = set(map(id, pool.map(lambda _: step_kernels(), range(4))))
+    finally:
+        compiled_steps.cache_clear()
+
+    assert (len(found), len(compiled)) == (1, 1)
+
+
+def test_the_code_lives_as_long_as_a_pass_that_runs_it() -> None:
+    """Else the steps would jump to memory that was freed."""
+    compiled_steps.cache_clear()
+    model = model_of("qwen3")
+    expected = passes(model)
+    kernels = step_kernels()
+    assert kernels is not None
+    code = weakref.ref(kernels.code)
+    del kernels
+
+    compiled_steps.cache_clear()
+    gc.collect()
+
+    # `NativeNorm` compiles it again; the passes keep theirs.
+    assert code() is not None
+    model.rewind(0)
+    assert_same(passes(model), expected)
 
 
 def test_counters_that_are_not_reset_are_noticed() -> None:
