@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log2
+from random import Random
 from statistics import fmean
 
 import pytest
@@ -16,7 +18,8 @@ from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.loss_limit import LossLimit
 from specgen.engine.draft_length.policy import CostAwareLength
-from tests.engine.answers import NUM_TOKENS, Answer, Clock, Drafts, Noise, run
+from tests.engine import answers
+from tests.engine.answers import NUM_TOKENS, Answer, Clock, Drafts, Noise, knowing, run
 from tests.engine.categories import PAIRS, speeds, unlimited
 from tests.profiles import by_profile
 
@@ -123,6 +126,34 @@ def test_a_text_that_begins_with_bad_luck_is_drafted_again() -> None:
     assert all(drafted[-20:])
 
 
+LONG = 1200
+"""Tokens of a long text."""
+
+
+def speed_of_long_text(monkeypatch: pytest.MonkeyPatch, num_bad: int, reading: float) -> float:
+    """Returns the speed of a long text whose first tokens the draft can't guess, and most of the others it can."""
+    monkeypatch.setattr(answers, "NUM_TOKENS", LONG)
+    drafts = replace(PAIRS["shared 0.25 0.75"].good, spread=0.0, reading=reading)
+    answer, chance = Answer(3, drafts), Random(5)
+    answer.accepted = [place >= num_bad and chance.random() < 0.85 for place in range(2 * LONG)]
+    answer.confidence = [0.6 if place < num_bad else 0.8 for place in range(2 * LONG)]
+    return LONG / run(answer, knowing(drafts, 0.7), Clock(Noise(spread=0.0, outliers=0.0), 1))
+
+
+@pytest.mark.parametrize("reading", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize("num_bad", [15, 150])
+def test_a_long_text_that_begins_badly_is_drafted_again_although_the_draft_has_to_read_it(
+    monkeypatch: pytest.MonkeyPatch, num_bad: int, reading: float
+) -> None:
+    """Reading grows with the text and the limit more slowly: 15 rejected tokens ended the drafts of 1200."""
+    assert speed_of_long_text(monkeypatch, num_bad, reading) > 1.4
+
+
+@pytest.mark.parametrize("reading", [0.0, 0.02, 0.05, 0.2])
+def test_a_long_text_that_the_draft_cannot_guess_loses_little(monkeypatch: pytest.MonkeyPatch, reading: float) -> None:
+    assert speed_of_long_text(monkeypatch, LONG, reading) > 0.98
+
+
 @pytest.mark.parametrize("num_tokens", [10, 100, 1000, 10_000])
 def test_the_limit_is_a_small_share_of_a_long_text(num_tokens: int) -> None:
     limit = LossLimit()
@@ -132,7 +163,7 @@ def test_the_limit_is_a_small_share_of_a_long_text(num_tokens: int) -> None:
 
 
 def never_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_limit.LossLimit, "observe", lambda *_: None)
+    monkeypatch.setattr(loss_limit.LossLimit, "observe", lambda *_, **__: None)
 
 
 def kept_from_the_last_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,10 @@ PER_DOUBLING = 0.25
 """Added whenever the text has doubled."""
 LONG_TEXT_SHARE = 0.01
 """Share of a long text that may be lost, if that is more."""
+READING_SHARE, READING_FROM = 0.02, 64
+"""Share of a text that reading what the draft model missed may take without being a loss, whenever the text has doubled
+since the last draft and since it had so many tokens. The cost of reading grows with the text, the limit more slowly: in
+simulated runs, a text of 1200 tokens was not drafted again after 15 rejected ones, and written at 1.0x, not at 1.6x."""
 RISKED_SHARE = 0.5
 """Share of the remaining loss that a draft of several tokens may take: a single rejection does not end drafting."""
 
@@ -35,11 +39,14 @@ class LossLimit:
     def __init__(self) -> None:
         self._lost = 0.0
         self._num_tokens = 0
+        self._last_draft = 0
+        """Tokens of the text at the last draft."""
 
     def start_text(self) -> None:
         """Prepares for a new text."""
         self._lost = 0.0
         self._num_tokens = 0
+        self._last_draft = 0
 
     def left(self, smallest: float) -> float:
         """Returns the tokens of plain decoding that drafts may still lose.
@@ -51,12 +58,24 @@ class LossLimit:
         growth = max(PER_DOUBLING * log2(1 + self._num_tokens), LONG_TEXT_SHARE * self._num_tokens)
         return max(smallest, 1.0) * (ALLOWANCE + growth) - self._lost
 
-    def observe(self, lost: float, num_tokens: int) -> None:
+    def charged(self, reading: float) -> float:
+        """Returns how much of the cost of reading missed tokens counts as a loss: all or nothing.
+
+        Args:
+            reading: The cost, in tokens of plain decoding.
+        """
+        has_doubled = self._num_tokens >= 2 * max(self._last_draft, READING_FROM)
+        return 0.0 if has_doubled and reading <= READING_SHARE * self._num_tokens else reading
+
+    def observe(self, lost: float, num_tokens: int, *, is_drafted: bool = False) -> None:
         """Charges a round.
 
         Args:
             lost: Tokens of plain decoding that its draft lost; negative if it gained.
             num_tokens: That the text grew by.
+            is_drafted: The draft model made a draft.
         """
+        if is_drafted:
+            self._last_draft = self._num_tokens
         self._lost += lost
         self._num_tokens += num_tokens

@@ -125,7 +125,7 @@ class CostAwareLength:
             return any(loss <= self._affordable for loss in losses)
         smallest = min(losses, default=None)
         if smallest is not None:
-            left, reading = self._limit.left(smallest), self._model.reading
+            left, reading = self._limit.left(smallest), self._limit.charged(self._model.reading)
             self._affordable = max(left * RISKED_SHARE - reading, smallest)
             self._is_stopped = smallest + reading > left
             return not self._is_stopped
@@ -141,14 +141,14 @@ class CostAwareLength:
 
     def observe(self, round_: Round) -> None:
         is_of_model = self._model.has_drafted(round_)
-        reading = self._model.reading if is_of_model and round_.index else 0.0
+        reading = self._limit.charged(self._model.reading) if is_of_model and round_.index else 0.0
         is_known = self.costs.is_supported(round_.num_fed)
         expected = self._model.lost(round_)
         self._learn(round_)
         # The first pass of a length shows its cost, which helps all texts, so this text is not charged for it. Nor
         # does it pay for more than the expected cost.
         lost = min(expected, self._model.lost(round_)) + reading if is_known else float(-round_.num_accepted)
-        self._limit.observe(lost, len(round_.token_ids))
+        self._limit.observe(lost, len(round_.token_ids), is_drafted=is_of_model)
 
     def _learn(self, round_: Round) -> None:
         self._baseline.observe(round_)
