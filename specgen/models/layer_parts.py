@@ -81,7 +81,7 @@ def parts_of_layer(layer: Layer) -> LayerParts | None:
     if has_others or len(weights) < len(modules):
         return None
     qkv, output, gate_up, down = weights
-    # A step reads the outputs of the one before as they are, so none may be there for its place only.
+    # A step reads all outputs of the step before it, so these products must not compute unused ones.
     if any(weight.num_computed != weight.shape[0] for weight in (output, gate_up, down)) or output.shape[0] % LANES:
         return None
     attention_in, attention_out, mlp_in, mlp_out, q_norm, k_norm = prologues

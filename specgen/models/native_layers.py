@@ -1,8 +1,8 @@
-"""Runs all layers of a short pass in one call of native code, on CPUs where each part of a layer is a kernel of ours.
+"""Runs all layers of a short pass in one call of native code, on CPUs where our own kernels run each part of a layer.
 
 Between the kernels, Python took a fifth of a draft's pass over one token (Qwen2.5-Coder-0.5B in nf4 on two cores), and
-half of SmolLM2-135M's. A pass over so many rows has the same steps each time: they are written down once, and only what
-follows from the text is written for each pass. The results are those of the kernels called one by one, bit for bit.
+half of SmolLM2-135M's. The steps of a pass depend on its number of rows, and are written once for each number.
+Positions and the addresses of the cache are written for each pass. The results are those of single calls, bit for bit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class NativeLayers:
         """By the numbers of rows and threads."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> NativeLayers:
-        """Returns what runs copies of the layers, which have addresses of their own."""
+        """Returns an object that runs copies of the layers, with steps of its own: addresses differ."""
         return NativeLayers(copy.deepcopy(self._segment, memo))
 
     def run(self, hidden: Tensor, rotations: Rotations, slots: SliceSlots) -> Tensor:
@@ -57,7 +57,7 @@ class NativeLayers:
         return self._pass(hidden.shape[0], slots.kernel).run(hidden, rotations, slots)
 
     def _fits(self, kernel: AttentionKernel, rotations: Rotations) -> bool:
-        """Returns whether each part of the layers is a kernel of ours."""
+        """Returns whether our own kernels run each part of the layers."""
         if self._parts is None:
             self._parts = self._parts_of_all()
         return bool(self._parts) and all(cos.shape[-1] == kernel.rotary_size for cos, _ in rotations.values())
@@ -80,7 +80,7 @@ class NativeLayers:
 
 
 class NativePass:
-    """A pass over so many rows.
+    """A pass over a fixed number of rows.
 
     Args:
         spec: The decoder with these layers only.
@@ -116,7 +116,7 @@ class NativePass:
             (layers[0], numpy.array([[steps.attention[layer]] for layer in layers]) + columns)
             for layers in by_kind.values()
         ]
-        """The first of layers that attend alike, and the indices of their arguments `[layers, arguments]`."""
+        """For each kind of layers: the first one, and the indices of the arguments of all `[layers, arguments]`."""
 
     def run(self, hidden: Tensor, rotations: Rotations, slots: SliceSlots) -> Tensor:
         """Turns inputs `[n, hidden]` into outputs; the slots have begun the pass."""

@@ -44,7 +44,7 @@ class StepMemory:
 
 
 class LayerSteps:
-    """The steps of passes over so many rows, as numbers.
+    """The steps of passes over a fixed number of rows: addresses of functions, and their arguments.
 
     Args:
         spec: The decoder.
@@ -102,7 +102,7 @@ class LayerSteps:
             inputs += 4 * number
 
     def _append_sum(self, norm: Prologue | None) -> None:
-        """Appends what adds a part of a layer to the residual stream, after its norm if it has one."""
+        """Appends the norm of what a part of a layer computed, if it has one, and the sum with the residual stream."""
         size, added = self._spec.hidden_size, self._memory.added.data_ptr()
         if norm is not None:
             self._append_norm(norm, added, size, size)

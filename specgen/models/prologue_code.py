@@ -74,7 +74,7 @@ _OF_GELU = f"""
   %cubic = fmul {FLOATS} %square, {_constant(0.044715 * _LINEAR)}
   %slope = fadd {FLOATS} %cubic, {_constant(_LINEAR)}
   %x = fmul {FLOATS} %gate, %slope"""
-"""What computes x of the function below."""
+"""Lines that compute x, see `_gate`."""
 
 
 def _gate(name: str, argument: str) -> str:

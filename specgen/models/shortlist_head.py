@@ -103,7 +103,7 @@ def has_shortlist(spec: DecoderSpec, num_ids: int) -> bool:
 
 
 def num_always_computed(spec: DecoderSpec, num_ids: int) -> int:
-    """Returns of how many ids a draft of this vocabulary computes logits for every text."""
+    """Returns the number of ids whose logits a draft of this vocabulary computes in every text."""
     return NUM_FIRST if has_shortlist(spec, num_ids) else num_ids
 
 

@@ -18,8 +18,8 @@ NORM_ARGUMENTS = {
     "num_rows": "i64",
     "row_stride": "i64",
 }
-"""What `norm` reads likewise. It computes root mean square norms of its inputs in place: in each row `num_norms`, of
-`size` values each, side by side."""
+"""What `norm` reads at the address of its arguments. It computes root mean square norms of its inputs in place: in each
+row `num_norms`, of `size` values each, side by side."""
 
 
 def step_code(prologues: str) -> str:

@@ -18,7 +18,7 @@ PIECE_VALUES = 2**17
 """Values that are unpacked at once: whole blocks of all types. With fewer, threads wait for the interpreter's lock
 between numpy's calls; arrays of more leave the cache."""
 SERIAL_VALUES = 2**15
-"""So many values are converted by torch in the calling thread; for more it would start threads of its own."""
+"""torch converts up to this many values in the calling thread, and starts threads for more."""
 
 
 def float_pieces(path: Path, tensor: GgufTensor, first: int, count: int) -> Iterator[Tensor]:

@@ -49,7 +49,8 @@ CHANGES_THE_OUTPUT = (
     *("attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "logit_scale"),
     *("final_logit_softcapping", "embedding_scale", "residual_scale", "expert_count"),
 )
-"""Keys of a GGUF, without the architecture, that a file with no entry for them in its family must not set."""
+"""Keys, without the architecture's name, that change the output. A file that sets one is refused unless its family
+reads it."""
 FAMILIES = {
     "llama": Family("llama", "LlamaForCausalLM", {"attention.key_length": "head_dim"}, permutes_rotary=True),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM"),
@@ -126,7 +127,7 @@ def config_of(contents: GgufContents, family: Family, divisors: Sequence[float] 
         "rope_theta": theta or 10_000.0,
         "tie_word_embeddings": "output.weight" not in contents.tensors,
         "vocab_size": embeddings.shape[-2],
-        # Of Gemma 3's layers without a window: a GGUF and a config mean the same.
+        # In Gemma 3 it holds for the layers without a window, in a GGUF as in a config.
         **({"rope_scaling": scaling} if scaling else {}),
         **({"query_pre_attn_scalar": _query_scalar(contents, architecture, found)} if "gemma" in architecture else {}),
     }
