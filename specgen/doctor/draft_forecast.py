@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from specgen.core.settings import DraftVocab
+from specgen.core.settings import DraftVocab, ModelSettings
 
 Source = Literal["given", "cache", "lookup", "draft head", "hub"]
 Basis = Literal["measured", "learned", "estimated"]
@@ -63,13 +63,25 @@ class DraftForecast:
     tokens_per_second: Prediction | None = None
     command: str = ""
 
-    def bench_command(self, target: str) -> str:
-        """Returns the command that measures the draft; without a name, for the built-in target."""
-        target = f"-t {shlex.quote(target)} " if target else ""
+    def bench_command(self, target: ModelSettings, like: ModelSettings) -> str:
+        """Returns the command that measures the draft with the same formats; without a name, for the built-in target.
+
+        Args:
+            target: How the target is loaded.
+            like: How drafts are loaded.
+        """
+        chosen = (("-Q", target.quant), ("--draft-quant", like.quant), ("--dtype", target.dtype))
+        devices = (
+            ("--device", target.device),
+            ("--draft-device", like.device if like.device != target.device else "auto"),
+        )
+        named = [("-t", shlex.quote(target.name))] if target.name else []
+        options = [*named, *((name, value) for name, value in (*chosen, *devices) if value != "auto")]
+        loading = "".join(f"{name} {value} " for name, value in options)
         is_translated = self.draft_vocab in ("shared", "text")
         vocab = f" --draft-vocab {self.draft_vocab}" if is_translated else ""
         lengths = f"{self.num_draft_tokens},auto" if self.num_draft_tokens else "auto"
-        return f"specgen bench {target}-d {shlex.quote(self.draft)}{vocab} -k {lengths}"
+        return f"specgen bench {loading}-d {shlex.quote(self.draft)}{vocab} -k {lengths}"
 
 
 def ranked(drafts: Sequence[DraftForecast]) -> tuple[DraftForecast, ...]:

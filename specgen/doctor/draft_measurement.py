@@ -68,7 +68,7 @@ def measure_drafts(
         progress.stage(f"measuring {name}")
         counts = [_run(models, prompt) for prompt in prompts]
         found = _measured(chosen[name], costs, name, counts, one_pass)
-        measured[name] = replace(found, command=found.bench_command(baseline.settings.target.name))
+        measured[name] = replace(found, command=found.bench_command(baseline.settings.target, like))
         _save(models, counts, costs)
     rest = [measured.get(one.draft, one) for one in ranking.drafts if one.draft not in failed]
     rest = [_rescaled(one, one_pass) for one in rest]

@@ -11,6 +11,8 @@ import torch
 from specgen.doctor.results import ModelPlan
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
+from specgen.models.kernels import int8_kernels, nf4_kernels
+from specgen.models.packing import has_float_matmul
 
 READ_BYTES = 1 << 28
 """Larger than the caches of most processors."""
@@ -18,6 +20,8 @@ NUM_CALLS = 1000
 CALLS_PER_LAYER = 250
 """Small operations of torch that take as long as a layer without its weights. Passes of SmolLM2-135M with int8 weights
 took 0.45 ms a layer beyond the time to read them, on a CPU where such an operation took 1.6 µs."""
+CALLS_PER_NATIVE_LAYER = 45
+"""Those that take as long as a layer of `NativeLayers`, which starts all threads six times, in 10 to 13 µs each."""
 
 UNPACKING_SECONDS = 16e-12
 """Thread seconds that llama.cpp takes to unpack a quantized weight and multiply it, in addition to reading it.
@@ -34,19 +38,20 @@ class MachineSpeed:
 
     Args:
         bytes_per_second: Of reading weights.
-        layer_seconds: Of a layer, in addition.
+        call_seconds: Of a small operation of torch.
         num_threads: Unpack the weights of GGUF files together.
     """
 
     bytes_per_second: float
-    layer_seconds: float
+    call_seconds: float
     num_threads: int = 1
 
     def pass_seconds(self, model: ResolvedModel, plan: ModelPlan, of_target: ModelPlan | None = None) -> float:
         """Estimates a pass of a model over one token; of a draft also with the plan of its target."""
         read = bytes_per_pass(model, _stored(plan), None if of_target is None else _stored(of_target))
         unpacking = _num_packed(model) * UNPACKING_SECONDS / self.num_threads
-        return read / self.bytes_per_second + unpacking + _num_layers(model) * self.layer_seconds
+        num_calls = _num_layers(model) * (CALLS_PER_NATIVE_LAYER if _runs_own_kernels(model, plan) else CALLS_PER_LAYER)
+        return read / self.bytes_per_second + unpacking + num_calls * self.call_seconds
 
 
 def _stored(plan: ModelPlan) -> StoredWeights:
@@ -61,9 +66,7 @@ def measure_machine() -> MachineSpeed:
         for _ in range(NUM_CALLS):
             one.add(one)
 
-    return MachineSpeed(
-        READ_BYTES / _seconds(values.sum), CALLS_PER_LAYER * _seconds(call) / NUM_CALLS, torch.get_num_threads()
-    )
+    return MachineSpeed(READ_BYTES / _seconds(values.sum), _seconds(call) / NUM_CALLS, torch.get_num_threads())
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -83,8 +86,19 @@ def _num_packed(model: ResolvedModel) -> int:
     return model.gguf.header.num_parameters
 
 
+def _runs_own_kernels(model: ResolvedModel, plan: ModelPlan) -> bool:
+    """Returns whether all layers of a short pass run in one call of native code, by format and architecture."""
+    head = model.config.draft_head
+    spec = model.config.decoder if head is None else head.spec
+    if spec is None or plan.device != "cpu" or spec.attention_soft_cap is not None:
+        return False
+    if plan.quant == "none":
+        return plan.dtype in ("bfloat16", "float16") and has_float_matmul(getattr(torch, plan.dtype))
+    return {"int8": int8_kernels, "nf4": nf4_kernels}.get(plan.quant, lambda: None)() is not None
+
+
 def _num_layers(model: ResolvedModel) -> int:
-    """Returns the layers that torch calls one by one; llama.cpp runs all of them in one call."""
+    """Returns the layers; none of a GGUF file's, which llama.cpp runs in one call."""
     config = model.config
     if model.gguf is not None:
         return 0

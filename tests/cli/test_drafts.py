@@ -11,7 +11,10 @@ import pytest
 
 from tests.cli.conftest import EXACT, Cli
 from tests.draft_heads import write_draft
-from tests.toys import save_stranger, save_toy, successors, table_model
+from tests.toys import save_stranger, save_toy, successors, table_model, toy_tokenizer
+
+LOADING = "-Q none --draft-quant none --dtype float32 --device cpu"
+"""`EXACT` in a command."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_models_of_a_folder_are_ranked_and_a_damaged_one_is_named(
     assert speedups == sorted(speedups, reverse=True)
     for one in document["drafts"]:
         assert one["speedup"]["low"] <= one["speedup"]["value"] <= one["speedup"]["high"]
-        assert one["command"].startswith(f"specgen bench -t {toys['target']} -d ")
+        assert one["command"].startswith(f"specgen bench -t {toys['target']} {LOADING} -d ")
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -92,6 +95,18 @@ def test_measured_drafts_are_called_measured_and_remembered(cli: Cli, toys: dict
     remembered = by_name(later)["sibling"]
     assert (remembered["alpha"], remembered["alpha_basis"]) == (1.0, "learned")
     assert later["target_basis"] == "learned"
+
+
+def test_a_base_model_is_expected_to_agree_less_with_a_target_that_was_trained_to_chat(
+    cli: Cli, toys: dict[str, Path], models: Path
+) -> None:
+    base = save_toy(models.parent / "base" / "base", tokenizer=toy_tokenizer(template=None))
+
+    for_chat = by_name(ranked(cli, toys["target"], "-d", models, "-d", base))
+    for_base = by_name(ranked(cli, base, "-d", models))
+
+    assert for_chat["base"]["alpha"] == pytest.approx(0.85 * for_chat["sibling"]["alpha"])
+    assert for_base["sibling"]["alpha"] == for_chat["sibling"]["alpha"]
 
 
 def test_the_text_has_the_commands_to_measure(cli: Cli, toys: dict[str, Path], models: Path) -> None:
@@ -167,7 +182,7 @@ def test_smaller_models_of_the_family_on_the_hub_are_ranked_without_a_download(c
     assert (half["source"], half["cost_basis"], half["alpha_basis"]) == ("hub", "estimated", "estimated")
     assert half["draft_vocab"] is None
     assert half["num_bytes"] * 2 == pytest.approx(found["acme/Toy-1B"]["num_bytes"], rel=0.01)
-    assert half["command"].startswith("specgen bench -t acme/Toy-2B -d acme/Toy-500M -k ")
+    assert half["command"].startswith(f"specgen bench -t acme/Toy-2B {LOADING} -d acme/Toy-500M -k ")
 
 
 @pytest.mark.usefixtures("hub")
