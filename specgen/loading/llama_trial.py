@@ -1,6 +1,8 @@
 """Computes a pass of a tiny model with llama.cpp in a process of its own, once for each build and processor.
 
-A build for another processor starts, and ends the process with SIGILL in its first pass, without any message.
+A build with instructions that do not run here starts, and ends the process with SIGILL in its first pass, without any
+message. It was built for another processor or, on CPUs with AMX, by GCC 12: of the 64 bytes that configure AMX's tiles,
+its `_tile_loadconfig` reads 8, and the others are not written (seen with llama-cpp-python 0.3.36).
 """
 
 from __future__ import annotations
@@ -24,10 +26,16 @@ from specgen.storage.atomic_write import replace_file
 from specgen.storage.folders import cache_root
 
 WORKS, MISSING = "works", "not installed"
-REBUILD = (
-    "build it again on this machine: CMAKE_ARGS=-DGGML_NATIVE=on pip install --force-reinstall --no-deps "
-    "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-)
+_BY_DEFAULT = {"SSE42": "sse4_2", "AVX": "avx", "AVX2": "avx2", "BMI2": "bmi2", "FMA": "fma", "F16C": "f16c"}
+"""What a build without `GGML_NATIVE` uses: options of its CMake, and the flags of a CPU that has it."""
+_ON_REQUEST = {
+    "AVX512": frozenset({"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}),
+    "AVX512_VBMI": frozenset({"avx512vbmi"}),
+    "AVX512_VNNI": frozenset({"avx512_vnni"}),
+    "AVX512_BF16": frozenset({"avx512_bf16"}),
+    "AVX_VNNI": frozenset({"avx_vnni"}),
+}
+"""What it uses if it is asked to. Not AMX: see above."""
 _FAULTS = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT")
 """Signals of a program that fails; others, as SIGKILL for lack of memory, come from outside."""
 _TIMEOUT_SECONDS = 60.0
@@ -68,8 +76,24 @@ class _Trial:
     def fault(self) -> str | None:
         """Why a pass would end this process, too; None if it would not."""
         if self.signal == "SIGILL":
-            return "was built for another processor, and ends the program with SIGILL in its first pass"
+            return "has instructions that do not run here, and ends the program with SIGILL in its first pass"
         return f"ends the program with {self.signal} in its first pass" if self.signal in _FAULTS else None
+
+
+def rebuild_hint() -> str:
+    """Returns how to build llama.cpp with what this CPU has."""
+    arguments = " ".join(cmake_arguments(cpu_flags()))
+    options = "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python"
+    return f"build it again on this machine: CMAKE_ARGS='{arguments}' pip install {options} llama-cpp-python"
+
+
+def cmake_arguments(flags: frozenset[str]) -> list[str]:
+    """Returns the options of llama.cpp's CMake for a CPU with these flags; without flags, those of the compiler."""
+    if not flags:
+        return ["-DGGML_NATIVE=on"]
+    missing = [f"-DGGML_{name}=off" for name, flag in _BY_DEFAULT.items() if flag not in flags]
+    present = [f"-DGGML_{name}=on" for name, needed in _ON_REQUEST.items() if needed <= flags]
+    return ["-DGGML_NATIVE=off", *missing, *present]
 
 
 def llama_cpp_state() -> str:
@@ -78,7 +102,7 @@ def llama_cpp_state() -> str:
         return MISSING
     trial = _run()
     if trial.fault is not None:
-        return f"{trial.fault}: {REBUILD}"
+        return f"{trial.fault}: {rebuild_hint()}"
     return f"was ended by {trial.signal}" if trial.signal else trial.problem or WORKS
 
 

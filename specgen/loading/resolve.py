@@ -25,7 +25,7 @@ from specgen.loading.gguf.parts import scan_parts
 from specgen.loading.gguf.tokenizer import tokenizer_folder
 from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
-from specgen.loading.llama_trial import REBUILD, llama_cpp_fault
+from specgen.loading.llama_trial import llama_cpp_fault, rebuild_hint
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
 from specgen.text.tokenizer import fit_tokenizer, load_tokenizer
@@ -40,7 +40,7 @@ def find_files(settings: ModelSettings, progress: ProgressListener = SILENT) -> 
 
     Raises:
         SettingsError: A weight format is requested for a GGUF, or llama.cpp for another kind of file.
-        DeviceError: llama.cpp is requested, and is not installed or was built for another processor.
+        DeviceError: llama.cpp is requested, and is not installed or would end the program.
         ModelNotFoundError: The model does not exist, or is not in the cache while offline.
         ModelFileError: A file is damaged or unsafe.
         LoadError: Download or conversion failed.
@@ -50,7 +50,7 @@ def find_files(settings: ModelSettings, progress: ProgressListener = SILENT) -> 
         return _find_gguf(place, settings, progress)
     files = _FINDERS[place.kind](place, settings, progress)
     if _prefers_llama_cpp(settings, place) and (fault := llama_cpp_fault()) is not None:
-        return replace(files, notices=(f"torch runs {files.name}, as llama.cpp {fault}: {REBUILD}",))
+        return replace(files, notices=(f"torch runs {files.name}, as llama.cpp {fault}: {rebuild_hint()}",))
     return files
 
 
@@ -83,7 +83,7 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch
 
     Raises:
         SettingsError: llama.cpp is requested for a model it can't run, or with a compute type.
-        DeviceError: llama.cpp is requested, and is not installed or was built for another processor.
+        DeviceError: llama.cpp is requested, and is not installed or would end the program.
     """
     if settings.backend.name == "auto":
         return "llama.cpp" if _prefers_llama_cpp(settings, place) and llama_cpp_fault() is None else "torch"
@@ -102,7 +102,7 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch
     if not has_llama_cpp():
         raise DeviceError("llama-cpp-python is not installed", INSTALL_LLAMA_CPP)
     if (fault := llama_cpp_fault()) is not None:
-        raise DeviceError(f"llama.cpp {fault}", f"use --backend torch, or {REBUILD}")
+        raise DeviceError(f"llama.cpp {fault}", f"use --backend torch, or {rebuild_hint()}")
     return "llama.cpp"
 
 

@@ -10,7 +10,7 @@ from gguf import GGUFReader
 
 from specgen.loading import llama_trial
 from specgen.loading.gguf.trial_model import write_trial_model
-from specgen.loading.llama_trial import llama_cpp_fault, llama_cpp_state
+from specgen.loading.llama_trial import cmake_arguments, llama_cpp_fault, llama_cpp_state
 from tests.engine.engines import needs_llama_cpp
 
 FAKE = """
@@ -65,9 +65,30 @@ def test_a_build_that_dies_in_a_pass_is_reported_with_what_to_do(runs: Path, cou
 
     state = llama_cpp_state()
 
-    assert "another processor" in state
     assert "SIGILL" in state
-    assert "CMAKE_ARGS=-DGGML_NATIVE=on pip install" in state
+    assert "CMAKE_ARGS='-DGGML_NATIVE=" in state
+
+
+WIDE = frozenset({"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"})
+OLD = frozenset({"sse4_2", "avx"})
+USUAL = frozenset({"sse4_2", "avx", "avx2", "bmi2", "fma", "f16c"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (USUAL, set()),
+        (OLD, {"AVX2=off", "BMI2=off", "FMA=off", "F16C=off"}),
+        (USUAL | WIDE | {"avx512_vnni", "amx_tile", "amx_int8"}, {"AVX512=on", "AVX512_VNNI=on"}),
+        (USUAL | WIDE - {"avx512dq"}, set()),
+    ],
+)
+def test_a_build_is_asked_for_what_the_cpu_has_but_not_for_amx(flags: frozenset[str], expected: set[str]) -> None:
+    assert set(cmake_arguments(flags)) == {"-DGGML_NATIVE=off", *(f"-DGGML_{option}" for option in expected)}
+
+
+def test_without_flags_the_compiler_decides() -> None:
+    assert cmake_arguments(frozenset()) == ["-DGGML_NATIVE=on"]
 
 
 @pytest.mark.process
