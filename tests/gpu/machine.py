@@ -75,7 +75,7 @@ def _version(name: str) -> str:
 def run_tests(context: Context) -> None:
     """Part 1: the program itself on toys in all weight formats, then the tests with the marker `gpu`."""
     codes = []
-    for quant in ("none", "nf4", "int8"):
+    for quant in context.pick(("none", "nf4", "int8"), ("nf4",)):
         found = _verified(quant, context.device.type)
         context.say("verify_toys", quant=quant, **found)
         codes.append(found["exit_code"])

@@ -22,7 +22,7 @@ class ShortContext(Context):
     """A rehearsal of a few steps: each takes ten times as long as on a CPU."""
 
     def pick(self, real: Any, tiny: Any) -> Any:
-        return 8 if tiny == 40 else tiny
+        return {40: 8, 24: 12}.get(tiny, tiny) if isinstance(tiny, int) else tiny
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,8 @@ class ShortContext(Context):
 def test_every_part_runs_on_a_fake_card(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[dict[str, Any]] = []
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr(products, "ROWS", (1, 2))
+    for module in (passes, products):
+        monkeypatch.setattr(module, "ROWS", (1, 2))
     monkeypatch.setattr(passes, "num_kernels", lambda device, work: work().shape[0])
     monkeypatch.setattr(torch, "compile", lambda work, **options: work)
     with fake_card(monkeypatch):

@@ -56,7 +56,7 @@ pytestmark = [
 ]
 
 PROMPT = [1, 17, 40, 17]
-PLACES = [(DEVICE.type, DEVICE.type), (DEVICE.type, "cpu"), ("cpu", DEVICE.type)]
+PLACES = sorted({(DEVICE.type, DEVICE.type), (DEVICE.type, "cpu"), ("cpu", DEVICE.type)})
 NUM_GROWING = 20
 LONGEST_SECONDS = 0.3 if IS_CUDA else 10.0
 """Of twenty passes of two layers, launches included: a plan of cuDNN for each length would take half a second."""

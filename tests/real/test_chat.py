@@ -18,7 +18,7 @@ from specgen.storage.transcript import from_json
 from tests.cli.chat.terminals import Terminal, logged
 
 pytestmark = pytest.mark.real
-EXACT = ("-n", "10", "--temperature", "0", "--dtype", "float32", "--device", "cpu", "--quant", "none")
+EXACT = ("-n", "6", "--temperature", "0", "--dtype", "float32", "--device", "cpu", "--quant", "none")
 
 
 def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
@@ -39,7 +39,7 @@ def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
         chat.say("What is the capital of Peru?")
         chat.say("/undo")
         chat.say("And of Italy?")
-        chat.say("/retry max-new-tokens=8")
+        chat.say("/retry max-new-tokens=4")
         chat.say("/system Answer in one word.")
         chat.say("Name a colour.")
         chat.say("Another one?")

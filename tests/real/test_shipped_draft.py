@@ -62,7 +62,7 @@ def test_auto_takes_it(drafted: LoadedModels) -> None:
     assert drafted.pair.draft.path.is_relative_to(SHIPPED)
 
 
-@pytest.mark.parametrize(("text", "num_draft_tokens"), [*zip(PROMPTS, (1, 5, 5, 1), strict=True)])
+@pytest.mark.parametrize(("text", "num_draft_tokens"), [*zip(PROMPTS[1:], (5, 5, 1), strict=True)])
 def test_the_greedy_text_is_the_targets_own(
     alone: LoadedModels, drafted: LoadedModels, text: str, num_draft_tokens: int
 ) -> None:
@@ -72,13 +72,12 @@ def test_the_greedy_text_is_the_targets_own(
     assert made.counts.num_drafted > made.counts.num_lookup_drafted
 
 
-@pytest.mark.parametrize("text", PROMPTS[:2])
-def test_one_seed_gives_one_text_with_it_and_without(alone: LoadedModels, drafted: LoadedModels, text: str) -> None:
+def test_one_seed_gives_one_text_with_it_and_without(alone: LoadedModels, drafted: LoadedModels) -> None:
     sampling = SamplingSettings(temperature=0.8, seed=11, same_text=True)
 
-    made = generation(drafted, text, sampling, 4)
+    made = generation(drafted, PROMPTS[1], sampling, 4)
 
-    assert made.token_ids == generation(alone, text, sampling, 0).token_ids
+    assert made.token_ids == generation(alone, PROMPTS[1], sampling, 0).token_ids
 
 
 def test_it_guesses_well(drafted: LoadedModels) -> None:
