@@ -95,7 +95,7 @@ class Trace(EagerMode):
     def replay(self) -> None:
         """Repeats the operations on the same tensors."""
         for func, args, kwargs, new in self.repeated:
-            result = func(*args, **kwargs)
+            result = func._op(*args, **kwargs)
             if new:
                 repeated = (result,) if isinstance(result, Tensor) else tensors_in(result)
                 for recorded, tensor in zip(new, repeated, strict=True):

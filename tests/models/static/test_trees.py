@@ -36,12 +36,11 @@ from tests.fakes import CPU, assert_close, ids_of, rounds_of, run_events, sample
 from tests.models.static.builders import segmented_model, static_model, traces_of, whole_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.static.test_on_device import SAMPLINGS, run, static
-from tests.models.static.test_static_model import PROMPT, greedy_text, model_of, poison
+from tests.models.static.test_static_model import NUM_TOKENS, PROMPT, greedy_text, model_of, poison
 from tests.models.test_decoder import DIFFERENT, FAMILIES, build, built_decoder
 from tests.models.test_trees import path_to, random_tree
 from tests.profiles import num_examples, thorough_except
 
-NUM_TOKENS = 40
 Plant = pytest.MonkeyPatch
 
 
@@ -140,8 +139,17 @@ def test_one_seed_gives_one_text_with_trees_and_without() -> None:
     assert text(TreeLength(6)) == text(None)
 
 
-@pytest.mark.parametrize("name", thorough_except(["greedy", "processed"], SAMPLINGS))
-@pytest.mark.parametrize("drafts", ["model", "head"])
+# As for chains, all processors at once stand for each of them.
+@pytest.mark.parametrize(
+    ("drafts", "name"),
+    thorough_except(
+        [(drafts, name) for drafts in ("model", "head") for name in ("greedy", "processed")],
+        [
+            *(("model", name) for name in ("greedy", "greedy-penalty", "processed", "same-text")),
+            *(("head", name) for name in ("greedy", "processed")),
+        ],
+    ),
+)
 def test_a_tree_reads_the_device_once_an_expansion(name: str, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And once for the verdict; uploads are from pinned memory, so they don't wait.
 
