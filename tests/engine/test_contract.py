@@ -30,32 +30,21 @@ DRAFTS = [("none", 0), *((name, num_draft_tokens) for name in DRAFTERS for num_d
 
 
 # Of our decoder, `test_greedy_equality` tests more. Recorded passes have few sizes: `tests/models/static` tests them.
-# Qwen2 is Llama with biases, which the tests of logits see: its texts are left to the whole suite.
-# Drafts of one token meet no second row: one drafter that is mostly wrong stands for all of them.
-def further(engine: Engine, name: str) -> list[pytest.MarkDecorator]:
-    is_repeated = engine.kind == "qwen2"
-    # A window meets long drafts that are kept, in part or not at all.
-    is_repeated |= engine.kind == "mistral" and name not in ("none", "other", "oracle", "always-wrong")
-    return [pytest.mark.thorough] if is_repeated else []
+# Qwen2 is Llama with biases, which the tests of logits see. A window meets long drafts that are kept, in part or not at
+# all. Drafts of one token meet no second row: one drafter that is mostly wrong stands for all of them.
+def is_repeated(engine: Engine, name: str) -> bool:
+    is_kept = name in ("none", "other", "oracle", "always-wrong")
+    return engine.kind == "qwen2" or (engine.kind == "mistral" and not is_kept)
 
 
-TEXT_ENGINES = [
-    pytest.param(*parameter.values, id=parameter.id, marks=[*parameter.marks, *further(engine, "other")])
-    for parameter in ENGINES
-    for engine in parameter.values
-]
+TEXT_ENGINES = [parameter for parameter in ENGINES for engine in parameter.values if not is_repeated(engine, "other")]
 GREEDY_CASES = [
-    pytest.param(
-        engine,
-        name,
-        number,
-        id=f"{parameter.id}-{name}-{number}",
-        marks=[*parameter.marks, *further(engine, name)],
-    )
+    pytest.param(engine, name, number, id=f"{parameter.id}-{name}-{number}", marks=parameter.marks)
     for parameter in ENGINES
     for engine in parameter.values
     for name, number in DRAFTS
-    if engine.name != "decoder" and (number != 1 or (name == "other" and not engine.name.startswith("static")))
+    if engine.name != "decoder" and not is_repeated(engine, name)
+    if number != 1 or (name == "other" and not engine.name.startswith("static"))
 ]
 
 

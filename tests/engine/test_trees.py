@@ -152,7 +152,7 @@ def test_every_shape_keeps_the_distribution_with_every_processor(shape: tuple[in
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("size", "shape"), [(3, SHAPES[-1]), (4, SHAPES[2]), (5, (ROOT, ROOT, ROOT, ROOT))])
+@pytest.mark.parametrize(("size", "shape"), [(4, SHAPES[2]), (5, (ROOT, ROOT, ROOT, ROOT))])
 def test_larger_vocabularies_keep_the_distribution(size: int, shape: tuple[int, ...]) -> None:
     check_round(shaped(shape), size)
 
@@ -385,7 +385,7 @@ def test_every_noise_gives_the_targets_text_with_every_shape(shape: tuple[int, .
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("shape", [SHAPES[4], SHAPES[-1]], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[-1:], ids=str)
 def test_every_noise_over_four_tokens_gives_the_targets_text(shape: tuple[int, ...]) -> None:
     tied_texts(lambda made: (ShapedDrafter(shape, 4, PROCESSORS["greedy"], TorchRandomness(0, CPU)), None), 4, "plain")
 
