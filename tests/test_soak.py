@@ -40,10 +40,10 @@ def long(count: int) -> object:
 
 
 @pytest.mark.parametrize("name", ["decoder", "transformers"])
-@pytest.mark.parametrize("num_rollbacks", [300, long(5000)])
+@pytest.mark.parametrize("num_rollbacks", [150, long(5000)])
 def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int, name: str) -> None:
     # The drafter is always wrong: each round rejects four tokens. Two layers, two heads of 8, keys and values.
-    num_text = 100 if num_rollbacks == 300 else 2000
+    num_text = 100 if num_rollbacks == 150 else 2000
     inner = tiny_model(max_position_embeddings=4096)
     model = cached(inner) if name == "decoder" else TransformersModel(inner, 96)
     bytes_per_token = 2 * 2 * 2 * 8 * 4
@@ -102,7 +102,7 @@ def test_many_runs_in_one_process_keep_memory_and_files_flat(
         assert slope < 20 * 1024
 
 
-@pytest.mark.parametrize("num_runs", [40, long(1000)])
+@pytest.mark.parametrize("num_runs", [24, long(1000)])
 def test_failing_drafts_keep_memory_and_files_flat(num_runs: int) -> None:
     model, warm = cached(tiny_model()), None
     plain = ids_of(list(_run(model, NoDrafter)))

@@ -186,9 +186,15 @@ def longrope_model(kind: str = "phi3") -> Any:
 
 
 @pytest.mark.fault("F140")
-@pytest.mark.parametrize("kind", ["phi3", pytest.param("phimoe", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
-    "num_prompt", thorough_except([8, SWITCH - 1, SWITCH + 1], [8, SWITCH - 1, SWITCH, SWITCH + 1, 60])
+    ("kind", "num_prompt"),
+    thorough_except(
+        [("phi3", number) for number in (8, SWITCH - 1, SWITCH + 1)],
+        [
+            *(("phi3", number) for number in (8, SWITCH - 1, SWITCH, SWITCH + 1, 60)),
+            *(("phimoe", number) for number in (8, SWITCH + 1)),
+        ],
+    ),
 )
 def test_a_text_around_the_switch_of_longrope_is_generate_s(
     kind: str, num_prompt: int, monkeypatch: pytest.MonkeyPatch

@@ -75,12 +75,13 @@ def run(models: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Gen
 @pytest.mark.parametrize("kind", KINDS)
 def test_turns_and_retries_are_the_targets_own(kind: str, folder: Any) -> None:
     models, alone = load_models(pair_of(folder(kind))), load_models(pair_of(folder(kind), "none"))
-    text = run(alone).token_ids
-    prompts = [PROMPT, [*PROMPT, *text, 5, 6], [*PROMPT, *text[:9], 7, 8], PROMPT, [3]]
+    text = run(alone, max_new_tokens=10).token_ids
+    prompts = [PROMPT, [*PROMPT, *text, 5, 6], [*PROMPT, *text[:5], 7, 8], PROMPT, [3]]
 
     for prompt in prompts:
-        generation = run(models, prompt)
-        assert generation.token_ids == (text if prompt is PROMPT else run(alone, prompt).token_ids)
+        generation = run(models, prompt, max_new_tokens=10)
+        own = text if prompt is PROMPT else run(alone, prompt, max_new_tokens=10).token_ids
+        assert generation.token_ids == own
         assert generation.counts.num_rejected > 0
 
 
