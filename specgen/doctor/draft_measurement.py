@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specgen.core.cost_model import MeasuredCosts, PassCosts, forecast, predicted_speedup
+from specgen.core.doubt import MAX_NOISE
 from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts
 from specgen.core.progress import SILENT, ProgressListener
@@ -22,6 +23,10 @@ from specgen.runtime.pass_costs import measure_pass_costs
 NUM_MEASURED = 3
 NUM_TOKENS = 24
 """New tokens for each prompt."""
+DISTURBED = (
+    "other programs probably disturbed the timing: a pass over one token took longer than one over several. The speeds "
+    "mean little; repeat it when the machine is quiet"
+)
 MEASURED_LENGTH = 5
 """Draft length of the runs; predictions for other lengths follow from what was accepted at each position."""
 
@@ -35,7 +40,8 @@ def measure_drafts(
 ) -> DraftRanking:
     """Measures the first drafts of a ranking that are on this machine, and ranks again.
 
-    All are timed with one target in memory. What was measured is saved for later rankings.
+    All are timed with one target in memory. What was measured is saved for later rankings; no costs if other programs
+    disturbed the timing.
 
     Args:
         ranking: Its first drafts are measured.
@@ -69,11 +75,21 @@ def measure_drafts(
         counts = [_run(models, prompt) for prompt in prompts]
         found = _measured(chosen[name], costs, name, counts, one_pass)
         measured[name] = replace(found, command=found.bench_command(baseline.settings.target, like))
-        _save(models, counts, costs)
+        learned_costs.save_acceptance(models, sum_counts(counts))
+        if not _was_disturbed(costs):
+            learned_costs.save(models, measured=costs.verify_seconds)
     rest = [measured.get(one.draft, one) for one in ranking.drafts if one.draft not in failed]
     rest = [_rescaled(one, one_pass) for one in rest]
     unusable = (*ranking.unusable, *(UnusableDraft(name, reason) for name, reason in failed.items()))
-    return replace(ranking, target_seconds=one_pass, target_basis="measured", drafts=ranked(rest), unusable=unusable)
+    notices = (*ranking.notices, *((DISTURBED,) if _was_disturbed(costs) else ()))
+    return replace(
+        ranking,
+        target_seconds=one_pass,
+        target_basis="measured",
+        drafts=ranked(rest),
+        unusable=unusable,
+        notices=notices,
+    )
 
 
 def _drafter(forecast_: DraftForecast, like: ModelSettings) -> tuple[DrafterKind, ModelSettings | None]:
@@ -145,6 +161,7 @@ def _rescaled(one: DraftForecast, one_pass: float) -> DraftForecast:
     return replace(one, tokens_per_second=one.speedup.times(1 / one_pass) if one_pass else None)
 
 
-def _save(models: LoadedModels, counts: Sequence[Counts], costs: MeasuredCosts) -> None:
-    learned_costs.save(models, measured=costs.verify_seconds)
-    learned_costs.save_acceptance(models, sum_counts(counts))
+def _was_disturbed(costs: MeasuredCosts) -> bool:
+    """Returns whether a pass over one token took longer than one over several: that is an error of timing."""
+    one = costs.verify(1)
+    return one is not None and one > MAX_NOISE * min(costs.verify_seconds.values())
