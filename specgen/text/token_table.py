@@ -105,7 +105,9 @@ class TokenTable:
         position = start - num_added
         for index, size in enumerate(sizes):
             if position == len(before):
-                return [*encoded[index:], *rest] if num_added in (0, 1) else self._longest_tokens(data)
+                # An added token may take a space in front of it, as long as a mark that was put in front of the text.
+                is_same = b"".join(self.bytes[token_id] for token_id in encoded[index:]) == whole[position:end]
+                return [*encoded[index:], *rest] if is_same else self._longest_tokens(data)
             position += size
         return self._longest_tokens(data)
 

@@ -128,6 +128,14 @@ def test_all_complete_characters_that_a_draft_wrote_are_proposed(
     assert text_of(of_target, ended) == after.encode() + b"</s>"
 
 
+def test_an_added_token_takes_no_space_that_a_draft_wrote_in_front_of_it() -> None:
+    """The tokenizer reads the mark that it puts in front of every text as a part of the token `\\n\\n`, too."""
+    table = TokenTable(tokenizer_of("metaspace", [], ["\n\n"]))
+    before = table.extend([], b" a")
+
+    assert text_of(table, table.extend(before, b" \n\n")) == b" \n\n"
+
+
 @given(target=tokenizers, draft=tokenizers)
 @settings(max_examples=num_examples(60), deadline=None)
 def test_shared_tokens_mean_the_same_bytes(target: Any, draft: Any) -> None:
