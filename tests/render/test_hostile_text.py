@@ -85,7 +85,7 @@ def _check_inert(view_type: type, events: list[TextEvent]) -> None:
 @pytest.mark.parametrize("view_type", VIEWS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_split_over_tokens_and_states_has_no_effect(view_type: type, attack: str) -> None:
-    step = max(len(attack) // by_profile(5, 12), 1)
+    step = max(len(attack) // by_profile(5, 8), 1)
     for at in range(0, len(attack) + 1, step):
         left, right = attack[:at], attack[at:]
         for states in ((ACCEPTED, CORRECTION), (ACCEPTED, REJECTED), (REJECTED, CORRECTION)):
