@@ -1,14 +1,18 @@
 """Writes an attention kernel in LLVM IR: some rows attend, each alone, to stored keys and values.
 
-A thread claims one row and one or two of its heads at a time. It computes their scores, turns them into weights, and
-adds up the values: each sum in the order of the positions that the row sees, wherever they are stored. So the result
-of a row does not depend on the other rows, nor on how many there are.
+A thread claims one row and some of its heads at a time, which share keys and values. It computes their scores, turns
+them into weights, and adds up the values: each sum in the order of the positions that the row sees, wherever they are
+stored. So the result of a row does not depend on the other rows, nor on how many there are.
+
+Scores and values are computed for `TOGETHER` positions at once. A first loop takes those that are stored one after the
+other, and a second one looks up where each of the others is; both compute the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specgen.models.attention_loops import TOGETHER, score_loops, value_loops
 from specgen.models.thread_code import ON_THREADS
 from specgen.models.vector_code import FLOATS, LANES, SOFTMAX, load, load_arguments, spread
 
@@ -56,17 +60,14 @@ class AttentionShape:
         group: Heads that share keys and values.
         head_size: A multiple of `LANES`.
         rotary_size: Channels of a head that are rotated, a multiple of twice `LANES`; 0: the kernel rotates nothing.
+        num_together: Heads that are computed at once, a divisor of `group`. It does not change their results.
     """
 
     num_heads: int
     group: int
     head_size: int
     rotary_size: int = 0
-
-    @property
-    def num_together(self) -> int:
-        """Heads that are computed at once: their sums stay in the registers."""
-        return 2 if self.group % 2 == 0 and self.head_size <= 8 * LANES else 1
+    num_together: int = 1
 
 
 def attention_code(shape: AttentionShape) -> str:
@@ -97,6 +98,7 @@ def _attend(shape: AttentionShape) -> str:
         "define void @attend(ptr %arguments) {",
         "entry:",
         *load_arguments(ARGUMENTS, [name for name in ARGUMENTS if name != "counter"]),
+        *spread("scales", "float", "scale", TOGETHER),
         f"  %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index('counter')}",
         f"  %num_tasks = mul i64 %num_rows, {blocks}",
         "  br label %claim",
@@ -115,6 +117,9 @@ def _attend(shape: AttentionShape) -> str:
         *load("start", "i64", "starts", "i64", "%row"),
         *load("before", "i64", "num_before", "i64", "%row"),
         *load("seen", "i64", "num_seen", "i64", "%row"),
+        "  %last_seen = sub i64 %seen, 1",
+        f"  %in_order = and i64 %before, {-TOGETHER}",
+        "  %is_near = icmp ne i64 %in_order, 0",
         "  %others_offset = mul i64 %row, %num_others",
         "  %others_here = getelementptr i64, ptr %others, i64 %others_offset",
         "  %query_row = mul i64 %row, %query_stride",
@@ -126,100 +131,25 @@ def _attend(shape: AttentionShape) -> str:
         "  %scores0 = getelementptr float, ptr %scores, i64 %score_offset",
         f"  %output_offset = mul i64 %score_head, {shape.head_size}",
     ]
-    if shape.num_together == 2:
-        lines.append("  %scores1 = getelementptr float, ptr %scores0, i64 %scores_stride")
+    lines += [f"  %scores{g} = getelementptr float, ptr %scores{g - 1}, i64 %scores_stride" for g in together[1:]]
     lines.append("  %query = getelementptr float, ptr %queries, i64 %query_offset")
     for g in together:
         for v in vectors:
             lines += load(f"q{g}_{v}", FLOATS, "query", "float", str(g * shape.head_size + v * LANES))
-    lines += ["  br label %score", *_score_loop(shape), "weigh:"]
+    lines += [*score_loops(shape, "take", "weigh"), "weigh:"]
     for g in together:
         lines += [
             f"  %sum{g} = call float @weights(ptr %scores{g}, i64 %seen)",
             f"  %share{g} = fdiv float 1.0, %sum{g}",
             *spread(f"shares{g}", "float", f"share{g}", LANES),
         ]
-    lines += ["  br label %add", *_value_loop(shape), "store:"]
+    lines += [*value_loops(shape, "weigh", "store"), "store:"]
     lines.append("  %output = getelementptr float, ptr %outputs, i64 %output_offset")
     for g in together:
         for v in vectors:
             lines += [
-                f"  %out{g}_{v} = fmul {FLOATS} %more{g}_{v}, %shares{g}",
+                f"  %out{g}_{v} = fmul {FLOATS} %total{g}_{v}, %shares{g}",
                 f"  %out_at{g}_{v} = getelementptr float, ptr %output, i64 {g * shape.head_size + v * LANES}",
                 f"  store {FLOATS} %out{g}_{v}, ptr %out_at{g}_{v}, align 4",
             ]
     return "\n".join([*lines, "  br label %claim", "exit:", "  ret void", "}"])
-
-
-def _position(name: str, index: str) -> list[str]:
-    """Returns what finds the offset of the position that a row sees at an index: before the pass, or in another row."""
-    return [
-        f"  %is_before_{name} = icmp ult i64 {index}, %before",
-        f"  %near_{name} = add i64 %start, {index}",
-        f"  %beyond_{name} = sub i64 {index}, %before",
-        f"  %other_{name} = select i1 %is_before_{name}, i64 0, i64 %beyond_{name}",
-        *load(f"far_{name}", "i64", "others_here", "i64", f"%other_{name}"),
-        f"  %position_{name} = select i1 %is_before_{name}, i64 %near_{name}, i64 %far_{name}",
-    ]
-
-
-def _score_loop(shape: AttentionShape) -> list[str]:
-    """Returns the loop over the positions that a row sees: products of its queries with their keys."""
-    lines = [
-        "score:",
-        "  %i = phi i64 [ 0, %take ], [ %i_next, %score ]",
-        *_position("k", "%i"),
-        f"  %key_offset = mul i64 %position_k, {shape.head_size}",
-        "  %key = getelementptr float, ptr %keys_here, i64 %key_offset",
-    ]
-    vectors = range(shape.head_size // LANES)
-    for v in vectors:
-        lines += load(f"k{v}", FLOATS, "key", "float", str(v * LANES))
-    for g in range(shape.num_together):
-        lines.append(f"  %p{g}_0 = fmul {FLOATS} %q{g}_0, %k0")
-        for v in vectors[1:]:
-            operands = f"{FLOATS} %q{g}_{v}, {FLOATS} %k{v}, {FLOATS} %p{g}_{v - 1}"
-            lines.append(f"  %p{g}_{v} = call {FLOATS} @llvm.fma.v{LANES}f32({operands})")
-        lines += [
-            f"  %dot{g} = call reassoc float "
-            f"@llvm.vector.reduce.fadd.v{LANES}f32(float 0.0, {FLOATS} %p{g}_{len(vectors) - 1})",
-            f"  %scaled{g} = fmul float %dot{g}, %scale",
-            f"  %score_at{g} = getelementptr float, ptr %scores{g}, i64 %i",
-            f"  store float %scaled{g}, ptr %score_at{g}, align 4",
-        ]
-    return [
-        *lines,
-        "  %i_next = add i64 %i, 1",
-        "  %score_more = icmp ult i64 %i_next, %seen",
-        "  br i1 %score_more, label %score, label %weigh",
-    ]
-
-
-def _value_loop(shape: AttentionShape) -> list[str]:
-    """Returns the loop that adds up the values by their weights: `%more0_0` and so on."""
-    together, vectors = range(shape.num_together), range(shape.head_size // LANES)
-    lines = ["add:", "  %j = phi i64 [ 0, %weigh ], [ %j_next, %add ]"]
-    for g in together:
-        for v in vectors:
-            lines.append(f"  %total{g}_{v} = phi {FLOATS} [ zeroinitializer, %weigh ], [ %more{g}_{v}, %add ]")
-    lines += [
-        *_position("v", "%j"),
-        f"  %value_offset = mul i64 %position_v, {shape.head_size}",
-        "  %value = getelementptr float, ptr %values_here, i64 %value_offset",
-    ]
-    for v in vectors:
-        lines += load(f"v{v}", FLOATS, "value", "float", str(v * LANES))
-    for g in together:
-        lines += [
-            *load(f"weight{g}", "float", f"scores{g}", "float", "%j"),
-            *spread(f"weights{g}", "float", f"weight{g}", LANES),
-        ]
-        for v in vectors:
-            operands = f"{FLOATS} %weights{g}, {FLOATS} %v{v}, {FLOATS} %total{g}_{v}"
-            lines.append(f"  %more{g}_{v} = call {FLOATS} @llvm.fma.v{LANES}f32({operands})")
-    return [
-        *lines,
-        "  %j_next = add i64 %j, 1",
-        "  %add_more = icmp ult i64 %j_next, %seen",
-        "  br i1 %add_more, label %add, label %store",
-    ]

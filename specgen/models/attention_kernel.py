@@ -24,6 +24,9 @@ from specgen.models.vector_code import LANES
 
 MAX_HEAD_SIZE = 256
 """Largest size: the sums of a head stay in the registers."""
+MOST_SUMS = {64: 28, 32: 8}
+"""Vectors of sums that stay in the registers, by bytes of a vector: there are 32 of 64 bytes, or 16 of 32 bytes, two of
+which make a vector of sums."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -165,7 +168,19 @@ def kernel_for(spec: DecoderSpec) -> AttentionKernel | None:
     size = sizes.pop() if len(sizes) == 1 else 0
     rotary_size = size if size % (2 * LANES) == 0 else 0
     group = spec.num_heads // spec.num_kv_heads
-    return attention_kernel(AttentionShape(spec.num_heads, group, spec.head_size, rotary_size))
+    together = heads_together(spec.num_heads, group, spec.head_size)
+    return attention_kernel(AttentionShape(spec.num_heads, group, spec.head_size, rotary_size, together))
+
+
+def heads_together(num_heads: int, group: int, head_size: int) -> int:
+    """Returns how many heads with the same keys and values to compute at once: each key is then loaded once for all.
+
+    Their sums stay in the registers, and all threads have heads of a single row to compute.
+    """
+    vectors = cpu_vectors()
+    most = max(1 if vectors is None else MOST_SUMS[vectors.num_bytes] * LANES // head_size, 1)
+    divisors = [number for number in range(1, min(group, most) + 1) if group % number == 0]
+    return max((number for number in divisors if num_heads // number >= torch.get_num_threads()), default=1)
 
 
 @lru_cache(maxsize=8)

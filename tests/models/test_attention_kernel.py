@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,16 +20,23 @@ from specgen.models.attention_kernel import (
     SeenPositions,
     attention_kernel,
     has_attention_kernel,
+    heads_together,
     seen_by_rows,
 )
 from specgen.models.kv_store_code import store_code
 from specgen.models.native_code import NativeCode
 from specgen.models.rotary import rotate
 from specgen.models.tree_mask import tree_mask
+from specgen.models.vector_code import CpuVectors
 from tests.fakes import threads
 
 needs_kernel = pytest.mark.skipif(not has_attention_kernel(), reason="needs AVX2")
-SHAPES = [AttentionShape(4, 2, 32), AttentionShape(14, 7, 64), AttentionShape(12, 6, 128), AttentionShape(4, 4, 256)]
+SHAPES = [
+    AttentionShape(4, 2, 32, num_together=2),
+    AttentionShape(14, 7, 64, num_together=7),
+    AttentionShape(12, 6, 128, num_together=3),
+    AttentionShape(4, 4, 256),
+]
 CAPACITY = 96
 
 
@@ -100,6 +108,37 @@ def test_rows_of_trees_see_their_ancestors_within_the_window(
 
 
 @needs_kernel
+@pytest.mark.parametrize(("shape", "num_together"), [(SHAPES[1], 1), (SHAPES[2], 6), (SHAPES[2], 2)], ids=str)
+def test_the_number_of_heads_at_once_does_not_change_a_bit(shape: AttentionShape, num_together: int) -> None:
+    queries, seen = torch.randn(5, shape.num_heads, shape.head_size), seen_by_rows(30, 5, 33)
+    tensors, others = stored(shape), kernel_of(replace(shape, num_together=num_together))
+
+    outputs = attend(kernel_of(shape), queries, tensors, seen, 0.1)
+
+    assert torch.equal(attend(others, queries, tensors, seen, 0.1), outputs)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "group", "head_size", "num_threads", "num_together"),
+    [
+        (9, 3, 64, 2, 3),
+        (14, 7, 64, 2, 7),
+        (14, 7, 64, 8, 1),
+        (12, 6, 128, 2, 3),
+        (12, 6, 128, 6, 2),
+        (4, 4, 256, 16, 1),
+    ],
+)
+def test_heads_are_computed_at_once_as_registers_and_threads_allow(
+    monkeypatch: pytest.MonkeyPatch, num_heads: int, group: int, head_size: int, num_threads: int, num_together: int
+) -> None:
+    monkeypatch.setattr(module, "cpu_vectors", lambda: CpuVectors(64))
+
+    with threads(num_threads):
+        assert heads_together(num_heads, group, head_size) == num_together
+
+
+@needs_kernel
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4])
 def test_large_and_small_scores_keep_their_weights(size: float) -> None:
     shape = SHAPES[1]
@@ -144,12 +183,14 @@ def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
     ("old", "new"),
     [
         ("udiv i64 %head, 2", "udiv i64 %head, 4"),
-        ("%near_v = add i64 %start, %j", "%near_v = add i64 0, %j"),
-        ("i64 0, i64 %beyond_k", "i64 0, i64 0"),
-        ("fmul <16 x float> %more1_0, %shares1", "fmul <16 x float> %more1_0, %shares0"),
-        ("%scaled0 = fmul float %dot0, %scale", "%scaled0 = fmul float %dot0, 1.0"),
+        ("%near_value_position = add i64 %start, %near_j", "%near_value_position = add i64 0, %near_j"),
+        ("i64 0, i64 %far_key2_beyond", "i64 0, i64 0"),
+        ("add i64 %start, %far_value0_at", "add i64 0, %far_value0_at"),
+        ("fmul <16 x float> %total1_0, %shares1", "fmul <16 x float> %total1_0, %shares0"),
+        ("fmul <4 x float> %far_dots0_4, %scales", "fmul <4 x float> %far_dots0_4, splat (float 1.0)"),
         ("store <16 x float> %weight, ptr", "store <16 x float> %score, ptr"),
-        ("icmp ult i64 %j_next, %seen", "icmp ult i64 %j_next, %before"),
+        ("[ %in_order, %near_added ], [ %far_j_next", "[ 0, %near_added ], [ %far_j_next"),
+        ("select i1 %far_value3_is_seen, float %far_weight0_3, float 0.0", "select i1 true, float 1.0, float 0.0"),
     ],
 )
 def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
