@@ -70,14 +70,15 @@ class DraftForecast:
             target: How the target is loaded.
             like: How drafts are loaded.
         """
-        chosen = (("-Q", target.quant), ("--draft-quant", like.quant), ("--dtype", target.dtype))
-        devices = (
-            ("--device", target.device),
-            ("--draft-device", like.device if like.device != target.device else "auto"),
-        )
-        named = [("-t", shlex.quote(target.name))] if target.name else []
-        options = [*named, *((name, value) for name, value in (*chosen, *devices) if value != "auto")]
-        loading = "".join(f"{name} {value} " for name, value in options)
+        options = {
+            "-Q": target.quant,
+            "--draft-quant": like.quant,
+            "--dtype": target.dtype,
+            "--device": target.device,
+            "--draft-device": "auto" if like.device == target.device else like.device,
+        }
+        loading = f"-t {shlex.quote(target.name)} " if target.name else ""
+        loading += "".join(f"{name} {value} " for name, value in options.items() if value != "auto")
         is_translated = self.draft_vocab in ("shared", "text")
         vocab = f" --draft-vocab {self.draft_vocab}" if is_translated else ""
         lengths = f"{self.num_draft_tokens},auto" if self.num_draft_tokens else "auto"

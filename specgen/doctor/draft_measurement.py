@@ -68,7 +68,7 @@ def measure_drafts(
             failed[name] = error.message
     progress.stage("timing passes")
     costs = measure_pass_costs(loaded or {"none": target}, prompts[0], MEASURED_LENGTH)
-    one_pass = costs.verify(1) or 0.0
+    one_pass, is_disturbed = costs.verify(1) or 0.0, _was_disturbed(costs)
     measured = {}
     for name, models in loaded.items():
         progress.stage(f"measuring {name}")
@@ -76,12 +76,12 @@ def measure_drafts(
         found = _measured(chosen[name], costs, name, counts, one_pass)
         measured[name] = replace(found, command=found.bench_command(baseline.settings.target, like))
         learned_costs.save_acceptance(models, sum_counts(counts))
-        if not _was_disturbed(costs):
+        if not is_disturbed:
             learned_costs.save(models, measured=costs.verify_seconds)
     rest = [measured.get(one.draft, one) for one in ranking.drafts if one.draft not in failed]
     rest = [_rescaled(one, one_pass) for one in rest]
     unusable = (*ranking.unusable, *(UnusableDraft(name, reason) for name, reason in failed.items()))
-    notices = (*ranking.notices, *((DISTURBED,) if _was_disturbed(costs) else ()))
+    notices = (*ranking.notices, DISTURBED) if is_disturbed else ranking.notices
     return replace(
         ranking,
         target_seconds=one_pass,

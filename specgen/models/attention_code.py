@@ -120,6 +120,7 @@ def _attend(shape: AttentionShape) -> str:
         "  %last_seen = sub i64 %seen, 1",
         f"  %in_order = and i64 %before, {-TOGETHER}",
         "  %is_near = icmp ne i64 %in_order, 0",
+        "  %is_far = icmp ult i64 %in_order, %seen",
         "  %others_offset = mul i64 %row, %num_others",
         "  %others_here = getelementptr i64, ptr %others, i64 %others_offset",
         "  %query_row = mul i64 %row, %query_stride",

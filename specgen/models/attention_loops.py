@@ -17,6 +17,8 @@ TOGETHER = 4
 def score_loops(shape: AttentionShape, before: str, following: str) -> list[str]:
     """Returns the loops that store the scores of all positions: products of the queries with their keys.
 
+    `%is_near` says whether the first loop has positions, `%is_far` whether the second one has.
+
     Args:
         shape: The heads.
         before: Label of what runs before the loops.
@@ -32,7 +34,6 @@ def score_loops(shape: AttentionShape, before: str, following: str) -> list[str]
         "  %near_i_more = icmp ult i64 %near_i_next, %in_order",
         "  br i1 %near_i_more, label %near_score, label %near_scored",
         "near_scored:",
-        "  %is_far = icmp ult i64 %in_order, %seen",
         f"  br i1 %is_far, label %far_score, label %{following}",
         "far_score:",
         f"  %far_i = phi i64 [ 0, %{before} ], [ %in_order, %near_scored ], [ %far_i_next, %far_score ]",
@@ -50,7 +51,7 @@ def value_loops(shape: AttentionShape, before: str, following: str) -> list[str]
     Args:
         shape: As in `score_loops`.
         before: Likewise.
-        following: Likewise. These are its first lines, without the label.
+        following: Likewise.
     """
     names = [f"{g}_{v}" for g in range(shape.num_together) for v in _vectors(shape)]
     start = f"[ zeroinitializer, %{before} ]"
@@ -69,8 +70,7 @@ def value_loops(shape: AttentionShape, before: str, following: str) -> list[str]
         "  %near_j_more = icmp ult i64 %near_j_next, %in_order",
         "  br i1 %near_j_more, label %near_add, label %near_added",
         "near_added:",
-        "  %is_far_value = icmp ult i64 %in_order, %seen",
-        "  br i1 %is_far_value, label %far_add, label %added",
+        "  br i1 %is_far, label %far_add, label %added",
         "far_add:",
         f"  %far_j = phi i64 [ 0, %{before} ], [ %in_order, %near_added ], [ %far_j_next, %far_add ]",
         *far,

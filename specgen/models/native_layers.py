@@ -97,11 +97,8 @@ class NativePass:
         self._values = rows.narrow(1, spec.num_heads + num_kv_heads, num_kv_heads)
         self._heads = rows.narrow(1, 0, spec.num_heads + num_kv_heads)
         self._hidden, self._attended = memory.hidden[:num_rows], memory.attended[:num_rows]
-        self._kernels, self._attention_kernel, self._num_threads = (
-            steps.kernels,
-            steps.attention_kernel,
-            steps.num_threads,
-        )
+        self._kernels, self._attention_kernel = steps.kernels, steps.attention_kernel
+        self._num_threads = steps.num_threads
         # Both stay where they are: the steps have the addresses of their arguments.
         self._arguments = numpy.array(steps.arguments, numpy.int64)
         first = self._arguments.ctypes.data

@@ -247,7 +247,7 @@ class _Noting(FixedLength):
 
 
 def test_a_text_draft_reports_each_pass_and_token_once() -> None:
-    """The draft writes `a`, which is no token of the target's, then `b` and `cd`: `ab` is one token, `cd` are two."""
+    """The draft writes `a`, `b` and `cd`. The target has no token `a`, but has `ab`. It writes `cd` in two tokens."""
     tokens = ["ab", "c", "d", "x"], ["x", "a", "b", "cd"]
     rows = torch.log(torch.tensor([[0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.6, 0.2], [0.1, 0.2, 0.2, 0.5], [0.25] * 4]))
     policy = _Noting()

@@ -39,12 +39,12 @@ def open_models(toys: dict[str, Path], dtype: str = "float32", drafter: str = "m
     return load_models(resolve_pair(settings))
 
 
-def learn(models: LoadedModels) -> None:
-    """Observes passes of one token (20 ms) and of four (25 ms), and drafts of three tokens at 6 ms each."""
+def learn(models: LoadedModels, draft_seconds: float = 0.006) -> None:
+    """Observes passes of one token (20 ms) and of four (25 ms), and drafts of three tokens."""
     for _ in range(12):
         models.draft_length.costs.observe(1, 0.020)
         models.draft_length.costs.observe(4, 0.025)
-        models.draft_length.draft_cost.observe(3, 0.018)
+        models.draft_length.draft_cost.observe(3, 3 * draft_seconds)
 
 
 def test_costs_are_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_costs_are_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path)
 def test_costs_of_a_disturbed_answer_are_not_stored(
     toys: dict[str, Path], draft_seconds: float, is_stored: bool
 ) -> None:
-    """Drafts that ran beside a compiler took 60 times as long as later ones, and their costs were stored."""
+    """While a compiler ran, drafts took 60 times as long as later, and these costs were stored."""
     first, second = open_models(toys), open_models(toys)
     generation = Generation(first, Request([1, 2, 3], DecodeSettings(8, 3), SamplingSettings()))
     rounds = [Round(at, (4, 5, 6), 3, 8, 0, 0.018, 0.025, 0.0, "model", num_passes=3) for at in range(4)]
@@ -70,10 +70,7 @@ def test_costs_of_a_disturbed_answer_are_not_stored(
         generation.counts.observe(round_)
     baseline = Counts()
     baseline.observe(Round(0, (), 0, 3, 0, 0.0, 0.020, 0.0))
-    for _ in range(12):
-        first.draft_length.costs.observe(1, 0.020)
-        first.draft_length.costs.observe(4, 0.025)
-        first.draft_length.draft_cost.observe(3, 3 * draft_seconds)
+    learn(first, draft_seconds)
     generation.baseline = Baseline("calibrate", 1, 0.020)
     generation.forecast = learned_costs.predict(first, generation.counts, baseline)
 
@@ -96,10 +93,7 @@ def test_costs_of_a_chat_whose_last_reply_was_disturbed_are_not_stored(
         generation.counts.observe(Round(at, (4, 5, 6), 3, 8, 0, 0.018, 0.025, 0.0, "model", num_passes=3))
     plain = Counts()
     plain.observe(Round(0, (), 0, 3, 0, 0.0, 0.020, 0.0))
-    for _ in range(12):
-        first.draft_length.costs.observe(1, 0.020)
-        first.draft_length.costs.observe(4, 0.025)
-        first.draft_length.draft_cost.observe(3, 3 * draft_seconds)
+    learn(first, draft_seconds)
     chat.baseline, chat._plain_counts = Baseline("calibrate", 1, 0.020), plain
     chat.end_reply(generation)
 

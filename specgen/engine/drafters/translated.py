@@ -25,7 +25,7 @@ from specgen.engine.sampling import Sampler, largest_probability, likeliest
 from specgen.engine.verification import Draft
 
 MAX_UNFINISHED = 6
-"""Passes without a further token of the target's after which a text draft ends, whatever its length policy decides."""
+"""A text draft ends after so many passes in turn that gave no token, even if its length policy would go on."""
 
 
 class Translation(Protocol):
