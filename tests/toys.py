@@ -12,6 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from specgen.core.draft_name import DraftName
+from specgen.core.settings import ModelSettings
+
 WORDS = ("The", "Ġquick", "Ġbrown", "Ġfox", "Ġdrinks", "Ġcaf", "Ġat", "Ġdaw", "Ġlat")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
@@ -23,6 +26,11 @@ CHAIN = ("\n", "The", " quick", " brown", " fox", " drinks", " caf", b"\xc3", b"
 """What a toy answers after the line end of `assistant\\n`: words, then characters of several tokens each."""
 END = "<|im_end|>"
 ANSWER = "The quick brown fox drinks café at日🙂."
+
+
+def draft_named_by(settings: ModelSettings) -> tuple[DraftName, ModelSettings]:
+    """Returns the arguments of `with_draft` for a draft model."""
+    return DraftName(settings.name), settings
 
 
 @cache

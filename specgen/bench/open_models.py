@@ -11,10 +11,10 @@ from specgen.bench.peers import LlamaCppPeer, Peer, TransformersPeer
 from specgen.bench.results import Setting
 from specgen.core.errors import SettingsError
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings, PairSettings
 from specgen.models.transformers_model import TransformersModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from specgen.text.vocabulary import compare_tokenizers
 
 

@@ -30,7 +30,7 @@ class Option:
         counts: It takes no value; how often it is given counts.
         value: What follows a name, as in `MODEL|lookup|none`; empty for a switch.
         field: Name of the field.
-        kind: Type of one value: str, int, float, bool, Path or a Literal.
+        kind: Type of one value: bool of a switch, a Literal, or a type that is made from a text, as int or Path.
         default: The default as a user types it; None if help shows no default.
         is_repeatable: It may be given more than once.
         is_required: The command does not run without it.

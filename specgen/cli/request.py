@@ -11,6 +11,7 @@ from typing import Any
 
 from specgen.cli.options.groups import SYSTEM_VARIABLE, SystemOptions
 from specgen.cli.prompt_input import as_utf8, read_text
+from specgen.core.draft_name import LOOKUP_SUFFIX, DraftName
 from specgen.core.errors import SettingsError
 from specgen.core.settings import (
     LONGEST_AUTO_DRAFT,
@@ -19,20 +20,19 @@ from specgen.core.settings import (
     RESERVED_VARIABLES,
     DraftSchedule,
 )
-from specgen.loading.names import LOOKUP_SUFFIX
 
 
-def read_lookup_files(paths: Sequence[Path], draft_names: Sequence[str]) -> tuple[str, ...]:
+def read_lookup_files(paths: Sequence[Path], drafts: Sequence[DraftName]) -> tuple[str, ...]:
     """Returns the contents of `--lookup-file`.
 
     Raises:
         SettingsError: None of the drafts would search them.
         PromptError: A file can't be read.
     """
-    if paths and not any(name in ("lookup", "auto") or name.endswith(LOOKUP_SUFFIX) for name in draft_names):
+    if paths and not any(draft.has_lookup for draft in drafts):
         raise SettingsError(
-            f"--lookup-file needs prompt lookup, which --draft {draft_names[0]} does not use",
-            f"give --draft {'lookup' if draft_names[0] == 'none' else draft_names[0] + LOOKUP_SUFFIX}",
+            f"--lookup-file needs prompt lookup, which --draft {drafts[0]} does not use",
+            f"give --draft {'lookup' if drafts[0].kind == 'none' else drafts[0].text + LOOKUP_SUFFIX}",
         )
     return tuple(read_text(path, "lookup file") for path in paths)
 

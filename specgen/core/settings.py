@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from specgen.core.draft_name import DrafterKind, DraftName
 from specgen.core.errors import SettingsError
 
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
@@ -186,6 +187,27 @@ class ModelSettings:
     offline: bool = False
     backend: BackendSettings = field(default_factory=BackendSettings)
     draft_vocab: DraftVocab = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class PairSettings:
+    """Which models work together.
+
+    Args:
+        draft: The draft model, for `drafter="model"` and `"model+lookup"`; for `auto`, how to load a shipped one (its
+            name is ignored).
+        lookup_texts: Texts the answer may repeat; prompt lookup searches them, too.
+    """
+
+    target: ModelSettings
+    drafter: DrafterKind = "lookup"
+    draft: ModelSettings | None = None
+    lookup_texts: tuple[str, ...] = ()
+
+    def with_draft(self, name: DraftName, like: ModelSettings) -> PairSettings:
+        """Returns the same with another drafter; if it is a model, it is loaded `like` that, apart from the name."""
+        draft = None if name.kind in ("lookup", "none") else replace(like, name=name.model or "")
+        return replace(self, drafter=name.kind, draft=draft)
 
 
 def _check(is_valid: bool, name: str, value: object, valid: str) -> None:

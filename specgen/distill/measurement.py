@@ -11,11 +11,11 @@ from torch import Tensor
 
 from specgen.core.cost_model import PassCosts, round_speedup
 from specgen.core.results import ModelInfo
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.distill.draft import SharedWeights, TrainableDraft
 from specgen.distill.target_texts import TargetText, pad_batch
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.runtime.pass_costs import measure_pass_costs
 
 MAX_DRAFT = 6

@@ -13,7 +13,7 @@ from typing import Any
 
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import BackendSettings, DtypeName
+from specgen.core.settings import BackendSettings, DtypeName, PairSettings
 from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
 from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
 from specgen.distill.initialization import choose_layers, fit_input
@@ -31,7 +31,7 @@ from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.loading.weights import load_own_decoder
 from specgen.models.cuda import prepare_cuda
 from specgen.runtime import learned_costs
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 
 WORK_FOLDER = ".distill"
 HELD_OUT = "held-out.safetensors"

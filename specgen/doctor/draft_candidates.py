@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from specgen.core.draft_name import MTP_NAME
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import ModelSettings
 from specgen.doctor.draft_forecast import Source
 from specgen.loading.draft_head_folder import draft_heads_of, shipped_draft
 from specgen.loading.hub_family import FamilyMember, family_members
 from specgen.loading.mtp_folder import has_mtp
-from specgen.loading.names import MTP_NAME, known_names
+from specgen.loading.names import known_names
 from specgen.loading.resolved_model import ResolvedModel
 
 MAX_IN_FOLDER = 64
@@ -63,7 +64,7 @@ def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[C
 
 def as_draft(candidate: Candidate, like: ModelSettings) -> ModelSettings:
     """Returns how to load a candidate: like the options say, and without a download."""
-    return replace(like, name=candidate.draft, offline=like.offline or candidate.source == "cache")
+    return replace(like, offline=like.offline or candidate.source == "cache")
 
 
 def _expanded(word: str, without: str) -> Iterator[str]:

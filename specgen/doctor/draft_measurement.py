@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from specgen.core.cost_model import MeasuredCosts, PassCosts, forecast, predicted_speedup
 from specgen.core.doubt import MAX_NOISE
+from specgen.core.draft_name import DraftName
 from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts
 from specgen.core.progress import SILENT, ProgressListener
@@ -17,7 +18,7 @@ from specgen.runtime import learned_costs
 from specgen.runtime.confidence import ratio_interval
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import DrafterKind, Pair
+from specgen.runtime.pair import Pair
 from specgen.runtime.pass_costs import measure_pass_costs
 
 NUM_MEASURED = 3
@@ -62,7 +63,7 @@ def measure_drafts(
     for name, one in chosen.items():
         progress.stage(f"loading {name}")
         try:
-            pair = baseline.with_draft(*_drafter(one, like))
+            pair = baseline.with_draft(DraftName(name), _settings(one, like))
             loaded[name] = target.with_draft(pair, progress)
         except SpecgenError as error:
             failed[name] = error.message
@@ -92,14 +93,12 @@ def measure_drafts(
     )
 
 
-def _drafter(forecast_: DraftForecast, like: ModelSettings) -> tuple[DrafterKind, ModelSettings | None]:
-    name = forecast_.draft
-    if name == "lookup":
-        return "lookup", None
-    settings = as_draft(Candidate(name, forecast_.source), like)
+def _settings(forecast_: DraftForecast, like: ModelSettings) -> ModelSettings:
+    """Returns how to load a draft."""
+    settings = as_draft(Candidate(forecast_.draft, forecast_.source), like)
     if forecast_.draft_vocab in ("shared", "text"):
-        settings = replace(settings, draft_vocab=forecast_.draft_vocab)
-    return "auto" if name == "auto" else "model", settings
+        return replace(settings, draft_vocab=forecast_.draft_vocab)
+    return settings
 
 
 def _run(models: LoadedModels, prompt: Sequence[int]) -> Counts:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from specgen.core.cost_model import PassCosts, best_draft_length, interpolated
-from specgen.core.errors import ModelNotFoundError, SpecgenError
+from specgen.core.draft_name import DraftName
+from specgen.core.errors import ModelNotFoundError, SettingsError, SpecgenError
 from specgen.core.machine import processor_name
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import DraftVocab, ModelSettings
@@ -19,7 +20,6 @@ from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Pr
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
 from specgen.doctor.results import DevicePlan, ModelPlan, PairReport
-from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.draft_vocabulary import (
     ASSUMED_ALPHA,
@@ -155,9 +155,10 @@ def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store:
         return _from_the_hub(target, candidate)
     if candidate.source == "lookup":
         return _lookup(target)
-    name = candidate.draft.removesuffix(LOOKUP_SUFFIX)
-    settings = as_draft(replace(candidate, draft=name), like)
-    pair = target.pair.with_draft("auto" if name == "auto" else "model", settings)
+    name = DraftName(candidate.draft)
+    if name.kind == "none":
+        raise SettingsError("invalid --draft 'none': there is nothing to rank", "omit it")
+    pair = target.pair.with_draft(name, as_draft(candidate, like))
     if pair.draft is None or pair.shared is None:
         return replace(_lookup(target), draft=candidate.draft, source=candidate.source)
     report = examine_pair(pair)

@@ -13,6 +13,7 @@ from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DeviceError, MemoryShortageError, PairError, SpecgenError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
+from specgen.core.settings import PairSettings
 from specgen.doctor.model_plan import plan_models
 from specgen.doctor.results import (
     CacheState,
@@ -29,7 +30,7 @@ from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes
 from specgen.runtime.environment import inspect_machine, library_versions
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from specgen.runtime.pass_costs import measure_pass_costs
 from specgen.storage.folders import cache_root
 from specgen.text.chat_template import encode_text

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specgen.core.draft_name import MTP_NAME
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import listed
 from specgen.core.settings import ModelSettings
 from specgen.loading.draft_head_folder import FLOATS
-from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig, ModelFiles, ResolvedModel
 from specgen.loading.safetensors_check import StoredTensor, stored_tensors
 

@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
+from specgen.core.draft_name import DRAFT_WORDS
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.model_files import describe_content, is_gguf, open_regular, reason
 from specgen.core.settings import ModelSettings, Quantization
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
-MTP_NAME = "mtp"
-"""The value of `--draft` for the multi-token-prediction head in the target's checkpoint."""
-DRAFT_WORDS = ("lookup", MTP_NAME, "none", "auto")
-"""Values of `--draft` that are not names of models."""
-LOOKUP_SUFFIX = "+lookup"
-"""After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
 
 _OLLAMA_NAME = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*")
 _HOSTS = (

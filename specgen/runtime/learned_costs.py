@@ -10,6 +10,7 @@ import torch
 
 from specgen.core import __version__
 from specgen.core.cost_model import Forecast, PassCosts, forecast
+from specgen.core.draft_name import MTP_NAME
 from specgen.core.events import Round
 from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
@@ -20,7 +21,6 @@ from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.row_cost import RowCost
-from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
 from specgen.models.kernels import KERNELS_VERSION

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
+from specgen.core.draft_name import DraftName
 from specgen.core.events import TextEvent
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo, RunReport
@@ -18,6 +19,7 @@ from specgen.core.settings import (
     DraftSchedule,
     DtypeName,
     ModelSettings,
+    PairSettings,
     Quantization,
     ReplySettings,
     SamplingSettings,
@@ -27,7 +29,7 @@ from specgen.runtime import learned_costs
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import pair_settings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.storage.transcript import ChatMessage
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
@@ -226,11 +228,11 @@ def load(target: str, draft: str, options: LoadKeywords, progress: ProgressListe
     """Loads a target and its drafter; see `specgen.load`."""
     forbid_foreign_code()
     dtype, device, offline = options.get("dtype", "auto"), options.get("device", "auto"), options.get("offline", False)
-    pair = pair_settings(
+    like = ModelSettings("", options.get("draft_quant", "auto"), dtype, device, offline=offline)
+    pair = PairSettings(
         ModelSettings(target, options.get("quant", "auto"), dtype, device, offline=offline),
-        ModelSettings(draft, options.get("draft_quant", "auto"), dtype, device, offline=offline),
-        options.get("lookup_texts", ()),
-    )
+        lookup_texts=options.get("lookup_texts", ()),
+    ).with_draft(DraftName(draft), like)
     loaded = load_models(resolve_pair(pair, progress or SILENT), progress or SILENT)
     learned_costs.load(loaded)
     return Models(loaded)

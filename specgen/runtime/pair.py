@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
+from specgen.core.draft_name import MTP_NAME, DraftName
 from specgen.core.errors import PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.loading.draft_head_folder import check_own_options, check_own_target, shipped_draft
 from specgen.loading.mtp_folder import has_mtp, resolve_mtp
-from specgen.loading.names import LOOKUP_SUFFIX, MTP_NAME
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
@@ -20,37 +20,8 @@ from specgen.runtime.draft_vocabulary import pair_vocabularies
 from specgen.text.generation_config import GenerationDefaults, read_generation_defaults
 from specgen.text.vocabulary import Pairing
 
-DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
-"""`auto`: the draft that comes with specgen or with the target together with lookup, if there is one, else lookup."""
-
 MAX_LOOKUP_TOKENS = 100_000
 """Tokens of all lookup texts together: their index takes half a KiB per token."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairSettings:
-    """Which models work together.
-
-    Args:
-        draft: The draft model, for `drafter="model"` and `"model+lookup"`; for `auto`, how to load a shipped one (its
-            name is ignored).
-        lookup_texts: Texts the answer may repeat; prompt lookup searches them, too.
-    """
-
-    target: ModelSettings
-    drafter: DrafterKind = "lookup"
-    draft: ModelSettings | None = None
-    lookup_texts: tuple[str, ...] = ()
-
-
-def pair_settings(target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()) -> PairSettings:
-    """Returns what to load; the name of the draft is the value of `--draft`."""
-    if draft.name in ("lookup", "none"):
-        return PairSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
-    if draft.name.endswith(LOOKUP_SUFFIX):
-        model = replace(draft, name=draft.name.removesuffix(LOOKUP_SUFFIX))
-        return PairSettings(target, "model+lookup", model, lookup_texts)
-    return PairSettings(target, "auto" if draft.name == "auto" else "model", draft, lookup_texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +69,17 @@ class Pair:
         """Positions of the draft model; None without one, or if its config does not name them."""
         return None if self.draft is None else self.draft.config.max_positions
 
-    def with_draft(self, kind: DrafterKind, draft: ModelSettings | None, progress: ProgressListener = SILENT) -> Pair:
+    def with_draft(self, name: DraftName, like: ModelSettings, progress: ProgressListener = SILENT) -> Pair:
         """Returns the same target with another drafter.
+
+        Args:
+            like: How to load a draft model, apart from its name.
 
         Raises:
             LoadError: The draft is missing or damaged.
             PairError: It doesn't share the target's vocabulary, and `--draft-vocab same` insists.
         """
-        requested = replace(self.settings, drafter=kind, draft=draft)
+        requested = self.settings.with_draft(name, like)
         settings, resolved, shared = _resolve_drafter(requested, self.target, progress)
         return replace(self, requested=requested, settings=settings, draft=resolved, shared=shared)
 

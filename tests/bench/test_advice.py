@@ -8,9 +8,9 @@ import pytest
 from specgen.bench.advice import best_speedup, command_line_for, recommend
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import Difference, Setting
+from specgen.core.draft_name import DraftName
 from specgen.core.results import LogitGap
-from specgen.core.settings import ModelSettings
-from specgen.runtime.pair import pair_settings
+from specgen.core.settings import ModelSettings, PairSettings
 from tests.bench.reports import LABEL, SETTINGS, report
 
 
@@ -87,7 +87,7 @@ def test_limits_ignore_a_setting_with_a_different_text() -> None:
     [
         (Setting("model", "Qwen/0.5B:nf4", LABEL, 4, "constant", "nf4"), "model", "Qwen/0.5B", "nf4"),
         (Setting("model+lookup", "Qwen/0.5B+lookup", LABEL, 4), "model+lookup", "Qwen/0.5B", "auto"),
-        (Setting("model+lookup", "auto", LABEL, 16, "auto"), "auto", "auto", "auto"),
+        (Setting("model+lookup", "auto", LABEL, 16, "auto"), "auto", "", "auto"),
         (Setting("lookup", "lookup", "lookup", 16, "auto"), "lookup", None, None),
     ],
 )
@@ -96,8 +96,8 @@ def test_recommended_options_select_the_setting_on_the_command_line(
 ) -> None:
     words = dict(pairwise(shlex.split(command_line_for(setting))))
 
-    draft = ModelSettings(words["-d"], quant=words.get("--draft-quant", "auto"))  # type: ignore[arg-type]
-    made = pair_settings(ModelSettings(""), draft)
+    like = ModelSettings("", quant=words.get("--draft-quant", "auto"))  # type: ignore[arg-type]
+    made = PairSettings(ModelSettings("")).with_draft(DraftName(words["-d"]), like)
 
     assert made.drafter == drafter
     assert (None if made.draft is None else made.draft.name) == name

@@ -14,9 +14,10 @@ from specgen.bench.open_models import open_backends
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.cli.bench.inputs import on_both_backends
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.draft_name import LOOKUP
+from specgen.core.settings import BackendSettings, ModelSettings, PairSettings
 from specgen.render.bench.columns import name_columns
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import Message
 from specgen.text.prompts import PromptEntry
 from tests.bench.virtual import VirtualClock, finished, model
@@ -34,7 +35,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     pairs = {}
     for backend, folder in (("llama.cpp", first), ("torch", second)):
         baseline = resolve_pair(PairSettings(model(folder), drafter="none"))
-        pairs[backend] = (baseline, {"lookup": baseline.with_draft("lookup", None)})
+        pairs[backend] = (baseline, {"lookup": baseline.with_draft(LOOKUP, ModelSettings(""))})
     configurations = open_backends(pairs, [Setting("lookup", "lookup", "lookup", 2)])
     clock.target = configurations[0].models.target.module
     prompts = [PromptEntry(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]

@@ -14,7 +14,8 @@ from specgen.bench.peers import PeerAnswer, PeerRequest, TransformersPeer, answe
 from specgen.bench.results import BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.core.errors import DeviceError, SettingsError
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.core.settings import PairSettings
+from specgen.runtime.pair import resolve_pair
 from tests.bench.reports import SETTINGS, counts, report
 from tests.bench.virtual import VirtualClock, benchmark, finished, model
 from tests.toys import save_toy

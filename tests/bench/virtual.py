@@ -12,13 +12,14 @@ from specgen.bench.configurations import Host
 from specgen.bench.open_models import open_configurations
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
-from specgen.core.settings import ModelSettings
+from specgen.core.draft_name import LOOKUP
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import Message
 from specgen.text.prompts import PromptEntry
-from tests.toys import successors, token_id
+from tests.toys import draft_named_by, successors, token_id
 
 Rule = Callable[["VirtualClock", bool, int], float]
 """Clock, whether the target runs, number of tokens: seconds of a pass."""
@@ -73,7 +74,9 @@ def benchmark(
     """Makes a benchmark of toys; a draft of None is lookup."""
     baseline = resolve_pair(PairSettings(model(target), drafter="none"))
     pairs = {
-        name: baseline.with_draft("lookup", None) if path is None else baseline.with_draft("model", model(path))
+        name: baseline.with_draft(LOOKUP, ModelSettings(""))
+        if path is None
+        else baseline.with_draft(*draft_named_by(model(path)))
         for name, path in drafts.items()
     }
     settings = [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from specgen.core.draft_name import DraftName
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime import generation
@@ -243,7 +244,7 @@ def test_every_tree_is_measured_at_every_length() -> None:
     from specgen.cli.bench.benchmark import settings_of
     from specgen.cli.bench.inputs import parse_drafts, parse_trees
 
-    drafts, trees = parse_drafts(["m"], "auto"), parse_trees("off, 4,auto,4")
+    drafts, trees = parse_drafts([DraftName("m")], "auto"), parse_trees("off, 4,auto,4")
 
     assert [command_line_for(setting) for setting in settings_of(drafts, ["2", "auto"], trees)] == [
         *("-d m -k 2", "-d m -k 2 --tree 4", "-d m -k 2 --tree auto"),
@@ -264,9 +265,9 @@ def test_trees_are_rows_of_their_own(bench: Cli) -> None:
 def test_a_draft_may_name_its_weight_format() -> None:
     from specgen.cli.bench.inputs import parse_drafts
 
-    found = parse_drafts(["org/model", "org/model:nf4", "/a:b", "lookup", "lookup"], "int8")
+    found = parse_drafts(list(map(DraftName, ("org/model", "org/model:nf4", "/a:b", "lookup", "lookup"))), "int8")
 
-    assert [(draft.name, draft.quant) for draft in found] == [
+    assert [(draft.name.text, draft.quant) for draft in found] == [
         *(("org/model", "int8"), ("org/model", "nf4"), ("/a:b", "int8"), ("lookup", "auto")),
     ]
 
@@ -276,9 +277,9 @@ def test_a_draft_may_be_combined_with_lookup() -> None:
     from specgen.cli.bench.benchmark import settings_of
     from specgen.cli.bench.inputs import parse_drafts
 
-    found = parse_drafts(["org/model:nf4+lookup", "m+lookup", "m", "lookup"], "auto")
+    found = parse_drafts(list(map(DraftName, ("org/model:nf4+lookup", "m+lookup", "m", "lookup"))), "auto")
 
-    assert [(draft.key, draft.kind) for draft in found] == [
+    assert [(draft.key, draft.name.kind) for draft in found] == [
         *(("org/model:nf4+lookup", "model+lookup"), ("m+lookup", "model+lookup")),
         *(("m", "model"), ("lookup", "lookup")),
     ]

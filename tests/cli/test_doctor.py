@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from specgen.core.errors import DeviceError, ModelFileError
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings, PairSettings
 from specgen.doctor import examine as examine_module
 from specgen.doctor.results import TerminalState
 from specgen.loading import resolve
-from specgen.runtime.pair import PairSettings
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import make_gguf
 from tests.toys import save_toy, toy_tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from specgen.core.cost_model import PassCosts
 from specgen.core.metrics import Counts
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.doctor import pass_estimate
 from specgen.doctor.draft_forecast import DraftForecast, Prediction
 from specgen.doctor.draft_measurement import _with_interval
@@ -18,7 +18,7 @@ from specgen.doctor.results import MemoryPlan, ModelPlan
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.resolved_model import GgufFile
 from specgen.runtime.confidence import ratio_interval
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.loading.builders import make_gguf
 from tests.toys import save_toy
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, PromptError
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings, PairSettings
 from specgen.loading.gguf.header import scan_gguf
 from specgen.models.llama_cpp import LlamaCppModel
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.fakes import tiny_model
 from tests.llamacpp.builders import LLAMA_CPP, letters, load, tiny_weights, write_gguf
 from tests.loading.builders import fails

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from specgen.core.errors import DeviceError
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings, PairSettings
 from specgen.doctor.examine import examine_pair
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
@@ -22,7 +22,7 @@ from specgen.models.checkpoints import MAX_CHECKPOINTS, Checkpoints
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.models.llama_cpp_states import SequenceStates
 from specgen.render.doctor import format_pair
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.fakes import ScriptedDrafter, always_wrong, ids_of, oracle, random_tokens, rounds_of, run_events, sampler
 from tests.llamacpp.builders import load
 from tests.llamacpp.hybrids import ARCHITECTURES, VOCAB, make_hybrid_gguf

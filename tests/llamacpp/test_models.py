@@ -14,7 +14,14 @@ import torch
 
 from specgen.core.errors import PairError, PromptError, SettingsError
 from specgen.core.events import Prefill, RoundText
-from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, ReplySettings, SamplingSettings
+from specgen.core.settings import (
+    BackendSettings,
+    DecodeSettings,
+    ModelSettings,
+    PairSettings,
+    ReplySettings,
+    SamplingSettings,
+)
 from specgen.doctor.examine import examine_pair
 from specgen.loading import resolve
 from specgen.loading.gguf.header import scan_gguf
@@ -24,7 +31,7 @@ from specgen.models.llama_cpp import LlamaCppModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specgen.core.errors import DeviceError, MemoryShortageError
-from specgen.core.settings import BackendName, BackendSettings, ModelSettings
+from specgen.core.settings import BackendName, BackendSettings, ModelSettings, PairSettings
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.lookup import LookupDrafter
@@ -38,7 +38,7 @@ from specgen.models.decoder_spec import DecoderSpec, LayerSpec, RotarySpec
 from specgen.models.static.model import StaticModel
 from specgen.models.static.segments import SegmentedPass
 from specgen.render.doctor import format_pair
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from tests.fakes import ids_of, run_events
 from tests.loading.builders import fails, resolved
 from tests.loading.test_placement import CONFIG, pretend_gpus

@@ -11,7 +11,14 @@ from torch import nn
 
 from specgen.core.events import Round
 from specgen.core.machine import cpu_flags
-from specgen.core.settings import MAX_CHECKED_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
+from specgen.core.settings import (
+    MAX_CHECKED_TOKENS,
+    BackendSettings,
+    ModelSettings,
+    PairSettings,
+    Quantization,
+    SamplingSettings,
+)
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
@@ -28,7 +35,7 @@ from specgen.models.float_weight import FloatWeight
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.packing import may_run_kernels
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.draft_heads import head_drafter, load_draft, write_draft
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
 from tests.loading.builders import resolved

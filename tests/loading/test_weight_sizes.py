@@ -13,7 +13,7 @@ from torch import nn
 
 from specgen.core.errors import SettingsError
 from specgen.core.results import ModelInfo
-from specgen.core.settings import ModelSettings, Quantization
+from specgen.core.settings import ModelSettings, PairSettings, Quantization
 from specgen.doctor.memory_plan import plan_memory
 from specgen.doctor.model_plan import plan_models
 from specgen.engine.contract import LanguageModel
@@ -31,7 +31,7 @@ from specgen.models.formats import NativeLinear
 from specgen.models.packing import may_run_kernels
 from specgen.models.shortlist_head import ShortlistHead
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.draft_heads import resolved_head, write_draft
 from tests.loading.builders import resolved
 from tests.toys import random_toy, save_toy

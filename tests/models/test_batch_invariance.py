@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.core.draft_name import LOOKUP
 from specgen.core.results import BatchInvarianceCheck, RunInfo
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import ModelSettings, PairSettings, SamplingSettings
 from specgen.loading.weights import load_weights
 from specgen.models.batch_invariance import check_batch_invariance, outlier_threshold
 from specgen.models.cached_model import CachedModel
@@ -21,7 +22,7 @@ from specgen.models.transformers_model import TransformersModel
 from specgen.render.messages import format_banner
 from specgen.render.summary import format_summary
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.cli.conftest import Cli, clean_environment, cli
 from tests.decoders import decoder_model
 from tests.fakes import tiny_model
@@ -179,7 +180,7 @@ def test_int8_with_a_threshold_is_reported_whenever_the_draft_is_added(with_thre
 def _check_reported_once(opened: Callable[[str], LoadedModels]) -> None:
     """Adds the drafter at the start, to a copy of models without one (bench), and in a running chat."""
     drafting, baseline = opened("lookup"), opened("none")
-    with_lookup = baseline.pair.with_draft("lookup", None)
+    with_lookup = baseline.pair.with_draft(LOOKUP, ModelSettings(""))
     copy, baseline_copy = baseline.with_draft(with_lookup), baseline.with_draft(baseline.pair)
     notices_of_change = baseline.replace_draft(with_lookup)
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 from statistics import median
 
 from specgen.core.events import RoundText
-from specgen.core.settings import ModelSettings, ReplySettings, SamplingSettings
+from specgen.core.settings import ModelSettings, PairSettings, ReplySettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import ChatTemplate
 
 FACT = "The harbour keeps a list of every ship, its cargo, its captain and the day it came in. "

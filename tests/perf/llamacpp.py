@@ -26,13 +26,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.engine.near_ties import logit_gap
 from specgen.loading.libraries import prepare_libraries
 from specgen.loading.llama_cpp import default_num_threads
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message
 from tests.perf.__main__ import prompts_from
 from tests.perf.modes import PROMPT_OF, Mode, Run, ours, ratio_with_interval

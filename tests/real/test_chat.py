@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specgen.core.errors import ModelNotFoundError
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.loading.builtin import fetch_builtin
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.storage.folders import STATE_VARIABLE
 from specgen.storage.transcript import from_json
 from tests.cli.chat.terminals import Terminal, logged

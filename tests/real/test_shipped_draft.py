@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.draft_name import AUTO_DRAFT
+from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.draft_head_folder import SHIPPED, check_draft_head
 from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message
 
 pytestmark = pytest.mark.real
@@ -40,7 +41,9 @@ def alone() -> LoadedModels:
 def drafted() -> LoadedModels:
     """What `specgen generate` opens when nothing is asked for but the type and the engine."""
     fetch_builtin()
-    return load_models(resolve_pair(pair_settings(target(), ModelSettings("auto", quant="none", device="cpu"))))
+    return load_models(
+        resolve_pair(PairSettings(target()).with_draft(AUTO_DRAFT, ModelSettings("", quant="none", device="cpu")))
+    )
 
 
 def target() -> ModelSettings:
@@ -84,7 +87,7 @@ def test_it_guesses_well(drafted: LoadedModels) -> None:
     """Without lookup beside it, which alone is right wherever one of these texts repeats."""
     assert drafted.pair.draft is not None
     settings = ModelSettings(str(drafted.pair.draft.path), quant="none", device="cpu")
-    alone = load_models(resolve_pair(pair_settings(target(), settings)))
+    alone = load_models(resolve_pair(PairSettings(target(), "model", settings)))
 
     counts = [generation(alone, text, SamplingSettings(), 3).counts for text in PROMPTS]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.loading.builtin import fetch_builtin
@@ -20,7 +20,7 @@ from specgen.loading.resolved_model import LoadedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.storage.folders import cache_root
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.cli.children import run_child

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specgen.core.draft_name import NO_DRAFT
 from specgen.core.errors import LoadError, NumericalError, PromptError
 from specgen.core.events import Prefill, Round, RoundText
 from specgen.core.metrics import Counts
@@ -36,7 +37,7 @@ from tests.cli.chat.scenes import (
 )
 from tests.models.static.recorder import TraceRecorder
 from tests.profiles import num_examples, thorough_except
-from tests.toys import ANSWER, save_toy, toy_tokenizer
+from tests.toys import ANSWER, draft_named_by, save_toy, toy_tokenizer
 
 
 def play(conversation: Conversation, steps: list[str]) -> None:
@@ -459,9 +460,9 @@ def test_another_drafter_keeps_the_targets_cache(toy: Path, other_toy: Path) -> 
     held = models.target.length
 
     settings_ = ModelSettings(str(other_toy), "none", "float32", "cpu")
-    models.replace_draft(models.pair.with_draft("model", settings_))
+    models.replace_draft(models.pair.with_draft(*draft_named_by(settings_)))
     with_draft = reply(conversation, "And?")
-    models.replace_draft(models.pair.with_draft("none", None))
+    models.replace_draft(models.pair.with_draft(NO_DRAFT, ModelSettings("")))
     without = reply(conversation, "And then?")
 
     assert with_draft.counts.num_reused_tokens == held
@@ -478,7 +479,7 @@ def test_a_draft_that_fails_to_load_leaves_the_old_one(toy: Path, other_toy: Pat
     (tmp_path / "broken").mkdir()
 
     with pytest.raises(LoadError):
-        models.pair.with_draft("model", ModelSettings(str(tmp_path / "broken")))
+        models.pair.with_draft(*draft_named_by(ModelSettings(str(tmp_path / "broken"))))
 
     assert (models.pair, models.draft) == (pair, draft)
     assert models.pair.settings.draft is not None

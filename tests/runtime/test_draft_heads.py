@@ -16,21 +16,22 @@ from specgen.cli.bench.inputs import parse_drafts
 from specgen.cli.chat.session import transcript_of
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.options.groups import SamplingOptions
+from specgen.core.draft_name import AUTO_DRAFT, DraftName
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
-from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from specgen.runtime.pass_costs import measure_pass_costs
 from tests.cli.chat.scenes import SHORT, converse, reply
 from tests.draft_heads import SlowDraft, write_draft
 from tests.loading.builders import fails
 from tests.profiles import thorough_except
-from tests.toys import random_toy, save_toy, toy_tokenizer
+from tests.toys import draft_named_by, random_toy, save_toy, toy_tokenizer
 
 GREEDY = SamplingSettings()
 PROMPT = [17, 40, 17, 40, 9, 88, 3]
@@ -147,7 +148,7 @@ def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None
 def test_a_draft_changed_in_a_chat_starts_after_the_cached_text(folders: dict[str, Path], alone: LoadedModels) -> None:
     models = load_models(pair_of(folders, "layers"))
     first = run(models)
-    models.replace_draft(models.pair.with_draft("model", model(folders["features"])))
+    models.replace_draft(models.pair.with_draft(*draft_named_by(model(folders["features"]))))
     text = [*PROMPT, *first.token_ids, 7]
 
     second = run(models, text)
@@ -226,7 +227,7 @@ def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) ->
 def test_bench_measures_several_draft_heads(folders: dict[str, Path]) -> None:
     baseline = resolve_pair(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")
-    pairs = {name: baseline.with_draft("model", model(folders[name])) for name in names}
+    pairs = {name: baseline.with_draft(*draft_named_by(model(folders[name]))) for name in names}
     configurations = open_configurations(baseline, pairs, [Setting("model", name, name, 4) for name in names])
 
     costs = measure_pass_costs(
@@ -280,7 +281,7 @@ def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path]) -> None:
     files = replace(pair.target.files, gguf=gguf)
     pair = replace(pair, target=replace(pair.target, files=files))
 
-    fails(PairError, lambda: pair.with_draft("model", model(folders["layers"])), "llama.cpp", "--backend")
+    fails(PairError, lambda: pair.with_draft(*draft_named_by(model(folders["layers"]))), "llama.cpp", "--backend")
 
 
 @pytest.mark.parametrize(("name", "value"), [("quant", "fp4"), ("device", "cuda:0")])
@@ -308,7 +309,7 @@ def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def chosen(target: Path, draft: str = "auto") -> Pair:
-    return resolve_pair(pair_settings(model(target), ModelSettings(draft, device="cpu")))
+    return resolve_pair(PairSettings(model(target)).with_draft(DraftName(draft), ModelSettings("", device="cpu")))
 
 
 def test_auto_uses_the_draft_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
@@ -323,7 +324,7 @@ def test_auto_uses_the_draft_shipped_for_a_target(folders: dict[str, Path], ship
 def test_auto_is_lookup_for_a_target_that_transformers_runs(folders: dict[str, Path], shipped: Path) -> None:
     target = model(folders["target"], backend=BackendSettings("transformers"))
 
-    pair = resolve_pair(pair_settings(target, ModelSettings("auto", device="cpu")))
+    pair = resolve_pair(PairSettings(target).with_draft(AUTO_DRAFT, ModelSettings("", device="cpu")))
 
     assert (pair.settings.drafter, pair.draft) == ("lookup", None)
 
@@ -348,7 +349,7 @@ def test_another_drafter_can_be_chosen_by_name(folders: dict[str, Path], shipped
 
 
 def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path) -> None:
-    choices = parse_drafts(["auto"], "none")
+    choices = parse_drafts([AUTO_DRAFT], "none")
     for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
         baseline = resolve_pair(PairSettings(model(folders[target]), "none"))
         pairs = draft_pairs(baseline, choices, ModelSettings("", dtype="float32", device="cpu"), SILENT)
@@ -359,7 +360,7 @@ def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path)
 def replace_quant(pair: Pair) -> Pair:
     """Without a weight format, so that the label is the same on all machines."""
     draft = pair.settings.draft
-    return pair if draft is None else pair.with_draft("auto", replace(draft, quant="none"))
+    return pair if draft is None else pair.with_draft(AUTO_DRAFT, replace(draft, quant="none"))
 
 
 def test_a_saved_chat_does_not_name_a_draft_that_was_not_requested(folders: dict[str, Path], shipped: Path) -> None:

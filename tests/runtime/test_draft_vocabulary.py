@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import PairError
-from specgen.core.settings import DecodeSettings, DraftVocab, ModelSettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, DraftVocab, ModelSettings, PairSettings, SamplingSettings
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter
 from specgen.runtime import learned_costs
 from specgen.runtime.draft_vocabulary import Overlap, TranslatedPairing, pair_vocabularies, predict_speedup
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.storage.cost_store import CostStore
 from specgen.text.vocabulary import Pairing
 from tests.loading.builders import make_model, make_tokenizer

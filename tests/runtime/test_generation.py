@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from specgen.core.errors import MemoryShortageError, NumericalError, PairError, SpecgenError
 from specgen.core.events import FinalText, Finish, Prefill, Round, RoundText, TextEvent
-from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.loading.memory import peak_memory_bytes
 from specgen.models.decoder_model import DecoderModel
@@ -25,7 +25,7 @@ from specgen.models.static.recorder import PlainRecorder
 from specgen.runtime import generation as generation_module
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.profiles import num_examples
 from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenizer

@@ -12,12 +12,12 @@ from specgen.core.baseline import Baseline
 from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.events import Round
 from specgen.core.metrics import Counts
-from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.loading import weights
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, _draft_cost, resolve_pair
+from specgen.runtime.pair import _draft_cost, resolve_pair
 from specgen.storage.cost_store import CostStore
 from tests.cli.chat.scenes import converse, reply
 from tests.models.static.recorder import TraceRecorder

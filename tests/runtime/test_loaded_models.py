@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specgen.core.draft_tree import ROOT
-from specgen.core.settings import DecodeSettings, DraftSchedule, ModelSettings
+from specgen.core.settings import DecodeSettings, DraftSchedule, ModelSettings, PairSettings
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
@@ -18,7 +18,7 @@ from specgen.engine.draft_length.tree_plan import Branching
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.loaded_models import _size_notice, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from tests.loading.builders import VOCAB, make_folder
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from specgen.cli.bench.benchmark import draft_pairs
 from specgen.cli.bench.inputs import parse_drafts
+from specgen.core.draft_name import DraftName
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
-from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.doctor.draft_candidates import find_candidates
 from specgen.doctor.examine import examine_pair
 from specgen.loading.module_sizes import dense_layers
@@ -29,12 +30,12 @@ from specgen.models.quantized import has_nf4_kernel
 from specgen.render.jsonl import stats_document
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from tests.cli.chat.scenes import converse, reply
 from tests.loading.builders import fails
 from tests.mtp import AS_A_LAYER, KINDS, save_with_mtp
 from tests.profiles import thorough_except
-from tests.toys import save_toy
+from tests.toys import draft_named_by, save_toy
 
 PROMPT = [17, 40, 17, 40, 9, 88, 3]
 
@@ -56,7 +57,9 @@ def settings(path: Path | str, **changes: Any) -> ModelSettings:
 
 def pair_of(path: Path, draft: str = "mtp", target: Mapping[str, Any] | None = None, **changes: Any) -> Pair:
     own = settings(path, **(target or {}))
-    return resolve_pair(pair_settings(own, replace(ModelSettings(draft, "none", device="cpu"), **changes)))
+    return resolve_pair(
+        PairSettings(own).with_draft(DraftName(draft), replace(ModelSettings("", "none", device="cpu"), **changes))
+    )
 
 
 def run(models: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Generation:
@@ -120,7 +123,7 @@ def test_a_chat_keeps_its_caches_between_turns(folder: Any) -> None:
 def test_a_head_added_in_a_chat_drafts_after_the_next_message(folder: Any) -> None:
     models = load_models(pair_of(folder("Qwen3_5"), "none"))
     first = run(models)
-    models.replace_draft(models.pair.with_draft("model", ModelSettings("mtp", "none", device="cpu")))
+    models.replace_draft(models.pair.with_draft(*draft_named_by(ModelSettings("mtp", "none", device="cpu"))))
     text = [*PROMPT, *first.token_ids, 7, 8]
 
     second = run(models, text)
@@ -347,7 +350,10 @@ def test_bench_takes_its_name(folder: Any) -> None:
     baseline = pair_of(folder("Qwen3_5"), "none")
 
     pairs = draft_pairs(
-        baseline, parse_drafts(["mtp", "mtp:int8+lookup"], "none"), ModelSettings("", device="cpu"), SILENT
+        baseline,
+        parse_drafts([DraftName("mtp"), DraftName("mtp:int8+lookup")], "none"),
+        ModelSettings("", device="cpu"),
+        SILENT,
     )
 
     assert list(pairs) == ["mtp:none", "mtp:int8+lookup"]

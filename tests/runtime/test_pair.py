@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import ModelFileError, ModelNotFoundError, PairError, PromptError
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import ModelSettings, PairSettings, SamplingSettings
 from specgen.loading.resolved_model import ModelFiles
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from tests.loading.builders import RecordedProgress, edit_json, make_folder
-from tests.toys import END, save_toy, token_id, toy_tokenizer
+from tests.toys import END, draft_named_by, save_toy, token_id, toy_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,11 @@ def test_a_draft_with_another_vocabulary_is_refused_on_request_only(folder: Path
     stranger = ModelSettings(str(make_folder(tmp_path / "stranger")), draft_vocab="same")
 
     with pytest.raises(PairError) as caught:
-        pair_of(folder).with_draft("model", stranger)
+        pair_of(folder).with_draft(*draft_named_by(stranger))
 
     assert caught.value.exit_code == 4
     assert "--draft-vocab" in str(caught.value.hint)
-    pairing = pair_of(folder).with_draft("model", replace(stranger, draft_vocab="auto")).shared
+    pairing = pair_of(folder).with_draft(*draft_named_by(replace(stranger, draft_vocab="auto"))).shared
     assert pairing is not None
     assert pairing.kind == "text"
 

@@ -17,10 +17,10 @@ from specgen.cli.request import (
 from specgen.core.batch import Answering, BatchRequest
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
+from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule, PairSettings
 from specgen.runtime.batch.local_fields import LocalSettings, read_settings
 from specgen.runtime.batch.requests import parse_requests, text_messages
-from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.chat_template import ChatTemplate
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -94,6 +94,5 @@ class LocalInputs:
 
 def _pair_settings(options: BatchOptions) -> PairSettings:
     lookup_texts = read_lookup_files(options.lookup_files, [options.models.draft])
-    backend = options.backend.settings()
-    target = options.load.target_settings(options.models.target, backend)
-    return pair_settings(target, options.load.draft_settings(options.models.draft, backend), lookup_texts)
+    models, backend = options.models, options.backend.settings()
+    return options.load.pair_settings(models.target, models.draft, backend, lookup_texts)

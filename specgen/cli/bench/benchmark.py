@@ -14,12 +14,12 @@ from specgen.cli.bench.inputs import DraftChoice, Inputs
 from specgen.cli.options.models import OFF
 from specgen.cli.request import parse_draft_length, parse_tree
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.loading.draft_head_folder import unused_draft_notice
 from specgen.runtime import learned_costs
 from specgen.runtime.environment import environment
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from specgen.text.chat_template import FOLDED
 
 
@@ -34,7 +34,8 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
         baseline = resolve_pair(PairSettings(target, "none", lookup_texts=inputs.lookup_texts), progress)
         if any(inputs.prompt_format.folds_system(baseline.tokenizer, prompt.messages) for prompt in inputs.prompts):
             baseline = replace(baseline, notices=(*baseline.notices, FOLDED))
-        if any(draft.kind == "auto" for draft in inputs.drafts) and (notice := unused_draft_notice(baseline.target)):
+        is_auto = any(draft.name.kind == "auto" for draft in inputs.drafts)
+        if is_auto and (notice := unused_draft_notice(baseline.target)):
             baseline = replace(baseline, notices=(*baseline.notices, notice))
         pairs[backend] = (baseline, draft_pairs(baseline, inputs.drafts, draft, progress))
     configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths, inputs.trees), progress)
@@ -53,7 +54,7 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
 def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str], trees: Sequence[str] = (OFF,)) -> list[Setting]:
     """Combines every draft with every length and every tree."""
     made = [
-        Setting(draft.kind, draft.key, draft.key, *parse_draft_length(length), draft.quant)
+        Setting(draft.name.kind, draft.key, draft.key, *parse_draft_length(length), draft.quant)
         for draft in drafts
         for length in lengths
     ]
@@ -75,11 +76,7 @@ def draft_pairs(
         LoadError: A draft is missing or damaged.
         PairError: A draft does not share the target's vocabulary, and `--draft-vocab same` insists.
     """
-    pairs = {}
-    for draft in drafts:
-        model = None if draft.kind == "lookup" else replace(like, name=draft.name, quant=draft.quant)
-        pairs[draft.key] = baseline.with_draft(draft.kind, model, progress)
-    return pairs
+    return {draft.key: baseline.with_draft(draft.name, replace(like, quant=draft.quant), progress) for draft in drafts}
 
 
 def save_costs(benchmark: Benchmark) -> None:

@@ -10,7 +10,6 @@ from typing import get_args
 
 from specgen.bench.results import BenchSettings
 from specgen.cli.bench.options import BenchOptions, RunOptions
-from specgen.cli.options.models import AUTO
 from specgen.cli.prompt_input import read_text
 from specgen.cli.request import (
     parse_draft_length,
@@ -19,10 +18,9 @@ from specgen.cli.request import (
     read_lookup_files,
     template_source,
 )
+from specgen.core.draft_name import AUTO_DRAFT, LOOKUP, LOOKUP_SUFFIX, DraftName
 from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
-from specgen.loading.names import LOOKUP_SUFFIX
-from specgen.runtime.pair import DrafterKind
 from specgen.text.prompts import PromptEntry, PromptFormat, bundled_prompts, choose_evenly, parse_prompts
 
 DEFAULT_LENGTHS = "2,4,auto"
@@ -37,26 +35,17 @@ _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """A draft as named on the command line: `lookup`, `auto`, or a model with its weight format, with lookup or not."""
+    """A draft to measure.
 
-    name: str
+    Args:
+        key: Identifies it in tables and JSON: the value of `--draft` for it, with the weight format.
+        name: The same without the format.
+        quant: The weight format.
+    """
+
+    key: str
+    name: DraftName
     quant: Quantization
-    has_lookup: bool = False
-
-    @property
-    def key(self) -> str:
-        """The value of `--draft` for it; identifies it in tables and JSON."""
-        quant = "" if self.quant == "auto" else f":{self.quant}"
-        return f"{self.name}{quant}{LOOKUP_SUFFIX if self.has_lookup else ''}"
-
-    @property
-    def kind(self) -> DrafterKind:
-        """The kind of drafter."""
-        if self.name == "lookup":
-            return "lookup"
-        if self.name == "auto":
-            return "auto"
-        return "model+lookup" if self.has_lookup else "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +84,11 @@ def read_inputs(options: BenchOptions) -> Inputs:
     if options.limits.check and runs.temperature > 0:
         raise SettingsError("--check compares greedy texts, but --temperature is above 0", "omit --temperature")
     _check_peers(compared.peers, runs)
-    drafts = parse_drafts(compared.drafts or [AUTO], options.load.draft_quant)
+    drafts = parse_drafts(compared.drafts or [AUTO_DRAFT], options.load.draft_quant)
     lengths = parse_lengths(compared.draft_tokens or (QUICK_LENGTHS if runs.quick else DEFAULT_LENGTHS))
     trees = parse_trees(compared.trees)
     settings = bench_settings(runs)
-    lookup_texts = read_lookup_files(compared.lookup_files, compared.drafts or ["lookup"])
+    lookup_texts = read_lookup_files(compared.lookup_files, compared.drafts or [LOOKUP])
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
     variables = settings.template_variables
     prompt_format = PromptFormat(runs.chat_template == "none", template_source(runs.chat_template), variables)
@@ -117,23 +106,24 @@ def _check_peers(names: Sequence[str], runs: RunOptions) -> None:
         raise SettingsError("--peer measures greedy text, but --temperature is above 0", "omit --temperature")
 
 
-def parse_drafts(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
+def parse_drafts(names: Sequence[DraftName], quant: Quantization) -> list[DraftChoice]:
     """Returns the drafts to compare, each once. `MODEL:nf4` overrides `quant`; `MODEL:nf4+lookup` adds lookup.
 
     Raises:
         SettingsError: `none` is among them.
     """
     choices = []
-    for word in names:
-        name, has_lookup = word.removesuffix(LOOKUP_SUFFIX), word.endswith(LOOKUP_SUFFIX)
-        model, separator, format_ = name.rpartition(":")
-        if separator and format_ in get_args(Quantization):
-            # The literal is one of the names just checked.
-            choices.append(DraftChoice(model, format_, has_lookup))  # type: ignore[arg-type]
-        else:
-            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant, has_lookup))
-    if any(choice.name == "none" for choice in choices):
-        raise SettingsError("invalid --draft 'none': the target alone is always measured", "omit it")
+    for given in names:
+        name = given.text.removesuffix(LOOKUP_SUFFIX)
+        suffix = given.text.removeprefix(name)
+        model, separator, word = name.rpartition(":")
+        format_: Quantization = "auto" if name in ("lookup", "auto") else quant
+        if separator and (found := next((one for one in get_args(Quantization) if one == word), None)):
+            name, format_ = model, found
+        if name == "none":
+            raise SettingsError("invalid --draft 'none': the target alone is always measured", "omit it")
+        key = f"{name}{'' if format_ == 'auto' else f':{format_}'}{suffix}"
+        choices.append(DraftChoice(key, DraftName(name + suffix), format_))
     return list(dict.fromkeys(choices))
 
 
@@ -199,7 +189,7 @@ def _models(options: BenchOptions) -> dict[str, tuple[ModelSettings, ModelSettin
     name = options.backend.backend
     backend = options.backend.llama_cpp.settings("auto" if name == "both" else name)
     target = options.load.target_settings(options.target, backend)
-    draft = options.load.draft_settings("", backend)
+    draft = options.load.draft_settings(backend)
     return on_both_backends(target, draft) if name == "both" else {"": (target, draft)}
 
 

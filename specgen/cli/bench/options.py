@@ -11,6 +11,7 @@ from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, OFF, TARGET_NAMES, LlamaCppOptions, LoadOptions
 from specgen.cli.options.server import BASELINE_SERVER, SERVER, SERVER_URL, ConnectionOptions
+from specgen.core.draft_name import DraftName
 
 HELP = "Measure which draft and draft length make a target fastest on this machine, or that none does."
 EPILOG = """TAR: accepted / drafted tokens. α: accepted / tested tokens, the figure to compare drafts by.
@@ -41,7 +42,7 @@ class ComparedOptions:
     """The drafts and draft lengths to compare."""
 
     drafts: Annotated[
-        tuple[str, ...],
+        tuple[DraftName, ...],
         Option(
             DRAFT_NAMES,
             "Draft to measure, with its weight format if given. Repeatable. Default: auto.",

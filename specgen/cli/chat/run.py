@@ -29,11 +29,11 @@ from specgen.cli.request import (
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, ViewOptions, loading, require_stdout
 from specgen.cli.terminal_mode import TerminalMode
+from specgen.core.draft_name import DraftName
 from specgen.core.errors import SettingsError
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, PairSettings
 from specgen.loading.libraries import gc_paused
 from specgen.render.terminal import is_terminal
-from specgen.runtime.pair import pair_settings
 from specgen.storage.folders import state_folder
 from specgen.storage.saved_chats import SessionFolder
 from specgen.storage.transcript import Transcript
@@ -45,13 +45,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a chat starts with."""
+    """What a chat starts with; a draft model is loaded `like` these settings say, apart from its name."""
 
     settings: ChatSettings
     system: str | None
     template: ChatTemplate
     target: ModelSettings
-    draft: ModelSettings
+    draft: DraftName
+    like: ModelSettings
 
 
 def run(options: ChatOptions) -> int:
@@ -103,13 +104,14 @@ def _open(options: ChatOptions, inputs: _Inputs, messages: Messages) -> tuple[Ch
     """Connects to the server, or loads the models; returns the conversation, and what replaces its drafter."""
     if options.server.server:
         return open_served_conversation(options, inputs.settings), _refuse_draft
-    lookup_texts = read_lookup_files(options.drafting.lookup_files, [inputs.draft.name])
-    pair = pair_settings(inputs.target, inputs.draft, lookup_texts)
+    lookup_texts = read_lookup_files(options.drafting.lookup_files, [inputs.draft])
+    alone = PairSettings(inputs.target, "none", lookup_texts=lookup_texts)
+    pair = alone.with_draft(inputs.draft, inputs.like)
     with loading(messages, options.verbosity) as progress, gc_paused():
         from specgen.cli.chat import local  # torch, which must be prepared first and takes seconds
 
         conversation = local.open_conversation(pair, inputs.settings, inputs.template, progress)
-    return conversation, partial(local.replace_draft, conversation, inputs.draft, messages)
+    return conversation, partial(local.replace_draft, conversation, inputs.like, messages)
 
 
 def _refuse_draft(name: str) -> list[str]:
@@ -140,12 +142,12 @@ def _read_inputs(options: ChatOptions) -> _Inputs:
         template_source(prompt.chat_template), parse_template_variables(prompt.chat_template_variables)
     )
     target = options.load.target_settings(options.models.target, backend)
-    draft = options.load.draft_settings(options.models.draft, backend)
-    return _Inputs(settings, system_message(prompt.system), template, target, draft)
+    like = options.load.draft_settings(backend)
+    return _Inputs(settings, system_message(prompt.system), template, target, options.models.draft, like)
 
 
 def _with_saved(inputs: _Inputs, given: frozenset[str], saved: Transcript) -> _Inputs:
     """Replaces what the user did not give with the values of the saved session."""
-    target, draft = resumed_models(given, saved, inputs.target, inputs.draft)
+    target, draft, like = resumed_models(given, saved, inputs.target, inputs.draft, inputs.like)
     settings = inputs.settings.with_saved(saved.settings, keep_draft_tokens="draft_tokens" in given)
-    return replace(inputs, settings=settings, target=target, draft=draft)
+    return replace(inputs, settings=settings, target=target, draft=draft, like=like)

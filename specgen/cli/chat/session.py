@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from specgen.cli.options.models import AUTO
+from specgen.core.draft_name import LOOKUP_SUFFIX, DraftName
 from specgen.core.errors import OutputError, SettingsError
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings, Quantization
-from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.render.formatting import format_model
 from specgen.render.sanitize import one_line
 from specgen.runtime.servers.conversation import ServedConversation
@@ -177,19 +177,20 @@ def absolute_name(name: str) -> str:
 
 
 def resumed_models(
-    given: Set[str], transcript: Transcript, target: ModelSettings, draft: ModelSettings
-) -> tuple[ModelSettings, ModelSettings]:
-    """Returns target and draft: of the command line if `given` names their options, else of the saved session."""
+    given: Set[str], transcript: Transcript, target: ModelSettings, draft: DraftName, like: ModelSettings
+) -> tuple[ModelSettings, DraftName, ModelSettings]:
+    """Returns target, draft and how to load it: those of the saved session, unless `given` names their options."""
     if transcript.drafter == SERVED:
-        return target, draft  # its model was one of a server
+        return target, draft, like  # its model was one of a server
     if "target" not in given:
         target = _resumed(target, transcript.target, keeps_quant="quant" in given)
     if "draft" in given:
-        return target, draft
+        return target, draft, like
     if transcript.draft is None:
-        return target, replace(draft, name=transcript.drafter if transcript.drafter in ("lookup", "none") else AUTO)
-    draft = _resumed(draft, transcript.draft, keeps_quant="draft_quant" in given)
-    return target, replace(draft, name=draft.name + LOOKUP_SUFFIX) if transcript.drafter == "model+lookup" else draft
+        return target, DraftName(transcript.drafter if transcript.drafter in ("lookup", "none") else AUTO), like
+    suffix = LOOKUP_SUFFIX if transcript.drafter == "model+lookup" else ""
+    like = _resumed(like, transcript.draft, keeps_quant="draft_quant" in given)
+    return target, DraftName(transcript.draft.name + suffix), like
 
 
 def _resumed(settings: ModelSettings, saved: SavedModel, *, keeps_quant: bool) -> ModelSettings:

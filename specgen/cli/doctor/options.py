@@ -10,6 +10,7 @@ from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import DRAFT_NAMES, DRAFT_VALUE, MODELS, TARGET_NAMES, BackendOptions, LoadOptions
 from specgen.cli.options.server import SERVER_URL, ConnectionOptions
+from specgen.core.draft_name import NO_DRAFT, DraftName
 
 HELP = "Report what this machine and its libraries can do, and whether a pair of models fits it and each other."
 EPILOG = """Without --measure no weights are read: sizes and compatibility come from configs, headers and tokenizers. \
@@ -37,7 +38,9 @@ class DoctorOptions:
     ] = None
     server: Annotated[str, SERVER_URL] = ""
     connection: ConnectionOptions = field(default_factory=ConnectionOptions)
-    draft: Annotated[str, Option(DRAFT_NAMES, "Draft to examine with it.", value=DRAFT_VALUE, heading=MODELS)] = "none"
+    draft: Annotated[DraftName, Option(DRAFT_NAMES, "Draft to examine with it.", value=DRAFT_VALUE, heading=MODELS)] = (
+        NO_DRAFT
+    )
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
     context_tokens: Annotated[

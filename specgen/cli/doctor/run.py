@@ -11,12 +11,12 @@ from rich.text import Text
 from specgen.cli.doctor.options import DoctorOptions
 from specgen.cli.streams import Messages, loading, require_stdout, use_utf8_stdout, write_document
 from specgen.core.errors import SettingsError
+from specgen.core.settings import PairSettings
 from specgen.doctor.results import Findings, TerminalState
 from specgen.render.doctor import ALPHAS, doctor_document, format_pair, format_system
 from specgen.render.formatting import fit_block
 from specgen.render.jsonl import error_document
 from specgen.render.terminal import decide_color, is_ascii_only, is_terminal, make_console
-from specgen.runtime.pair import PairSettings, pair_settings
 
 
 def run(options: DoctorOptions) -> int:
@@ -30,7 +30,7 @@ def run(options: DoctorOptions) -> int:
 
         require_stdout("the findings")
         return run_served(options)
-    if options.target is None and (options.draft != "none" or options.measure):
+    if options.target is None and (options.draft.kind != "none" or options.measure):
         raise SettingsError("--draft and --measure need a target", 'give one with -t; -t "" is the built-in model')
     messages = Messages("auto", options.verbosity.quiet)
     require_stdout("the findings")
@@ -50,9 +50,7 @@ def run(options: DoctorOptions) -> int:
 def _pair_settings(options: DoctorOptions) -> PairSettings | None:
     if options.target is None:
         return None
-    backend = options.backend.settings()
-    target = options.load.target_settings(options.target, backend)
-    return pair_settings(target, options.load.draft_settings(options.draft, backend))
+    return options.load.pair_settings(options.target, options.draft, options.backend.settings())
 
 
 def _terminal() -> TerminalState:

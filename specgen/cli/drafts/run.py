@@ -5,9 +5,10 @@ from __future__ import annotations
 from specgen.cli.drafts.options import DraftsOptions
 from specgen.cli.streams import Messages, loading, print_text, require_stdout, write_document
 from specgen.core.progress import ProgressListener
+from specgen.core.settings import PairSettings
 from specgen.doctor.draft_forecast import DraftRanking
 from specgen.render.drafts import format_ranking, ranking_document
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.text.prompts import PromptFormat, bundled_prompts, choose_evenly
 
 NUM_PROMPTS = 5
@@ -37,7 +38,7 @@ def _rank(options: DraftsOptions, progress: ProgressListener) -> DraftRanking:
 
     backend = options.backend.settings()
     target = options.load.target_settings(options.target, backend)
-    like = options.load.draft_settings("", backend)
+    like = options.load.draft_settings(backend)
     baseline = resolve_pair(PairSettings(target, "none"), progress)
     ranking = rank_drafts(baseline, options.drafts, like, progress)
     if not options.measure or not ranking.drafts:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from specgen.cli.export.options import ExportOptions, PairOptions
 from specgen.cli.prompt_input import read_text
+from specgen.core.draft_name import MTP_NAME
 from specgen.core.errors import ModelFileError, SettingsError
 from specgen.core.model_files import read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY
-from specgen.loading.names import BUILT_IN_NAME, LOOKUP_SUFFIX, MTP_NAME
+from specgen.loading.names import BUILT_IN_NAME
 from specgen.runtime.servers.launch.bench_results import BenchChoice, read_bench_results
 from specgen.runtime.servers.launch.values import LaunchRequest, ServerPlacement, Speculation
 
@@ -55,16 +56,14 @@ def _from_results(options: PairOptions) -> BenchChoice:
 def _from_options(options: PairOptions) -> BenchChoice:
     if options.target is None:
         raise SettingsError("the target is missing", "give -t MODEL, or --from with results of specgen bench")
-    if options.baseline or options.draft == "none":
+    if options.baseline or (options.draft is not None and options.draft.kind == "none"):
         return BenchChoice(options.target, None, "")
     if options.draft is None or options.draft_tokens is None:
         missing = "-d MODEL" if options.draft is None else "-k N"
         raise SettingsError(f"{missing} is missing", "specgen bench finds it; -d none or --baseline starts no draft")
-    draft, has_lookup = options.draft.removesuffix(LOOKUP_SUFFIX), options.draft.endswith(LOOKUP_SUFFIX)
-    if draft == "auto":
+    if options.draft.kind == "auto":
         raise SettingsError("invalid --draft 'auto': only specgen chooses a draft itself", "name it, or give --from")
-    model = None if draft == "lookup" else draft
-    speculation = Speculation(model, has_lookup or model is None, options.draft_tokens)
+    speculation = Speculation(options.draft.model, options.draft.has_lookup, options.draft_tokens)
     return BenchChoice(options.target, speculation, "")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.models import DRAFT_NAMES, MODELS, TARGET_NAMES
+from specgen.core.draft_name import DraftName
 from specgen.runtime.servers.launch import EngineName
 
 HELP = "Print the command that starts a server with the same target, draft and draft length."
@@ -40,7 +41,7 @@ class PairOptions:
         str | None, Option(TARGET_NAMES, "Model to serve: hub id, folder or .gguf file.", value="MODEL")
     ] = None
     draft: Annotated[
-        str | None,
+        DraftName | None,
         Option(DRAFT_NAMES, "Drafter: a model, lookup, both or none.", value="MODEL[+lookup]|lookup|none"),
     ] = None
     draft_tokens: Annotated[

@@ -18,8 +18,7 @@ from specgen.cli.request import (
     template_source,
 )
 from specgen.core.errors import SettingsError
-from specgen.core.settings import DraftSchedule
-from specgen.runtime.pair import PairSettings, pair_settings
+from specgen.core.settings import DraftSchedule, PairSettings
 from specgen.text.chat_template import ChatTemplate, Message
 
 
@@ -58,10 +57,9 @@ def read_inputs(options: GenerateOptions) -> Inputs:
     messages, template = _read_messages(options.prompt)
     check_stops(options.answer.stops)
     lookup_texts = read_lookup_files(options.drafting.lookup_files, [options.models.draft])
-    backend = options.backend.settings()
-    target = options.load.target_settings(options.models.target, backend)
-    draft = options.load.draft_settings(options.models.draft, backend)
-    return Inputs(options, pair_settings(target, draft, lookup_texts), messages, template, draft_length, tree)
+    models, backend = options.models, options.backend.settings()
+    pair = options.load.pair_settings(models.target, models.draft, backend, lookup_texts)
+    return Inputs(options, pair, messages, template, draft_length, tree)
 
 
 def _read_messages(options: PromptOptions) -> tuple[tuple[Message, ...], ChatTemplate | None]:

@@ -1,8 +1,8 @@
 """Reads the options of a command from its dataclass, and makes such a dataclass from the words of a command line.
 
-A field `Annotated[type, Option(...)]` is an option. A field whose type is a dataclass is a group of options; names of
-fields are unique within a command, groups included. The class attribute `HEADING` of a group is the heading of its
-options that name no other.
+A field `Annotated[type, Option(...)]` is an option. Another field whose type is a dataclass is a group of
+options; names of fields are unique within a command, groups included. The class attribute `HEADING` of a group is the
+heading of its options that name no other.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def _read_options(options_class: type) -> tuple[Option, ...]:
     found: list[Option] = []
     for field in fields(options_class):
         kind, *extras = get_args(hints[field.name]) or [hints[field.name]]
-        if is_dataclass(kind):
-            found += options_of(kind)  # type: ignore[arg-type]
-        elif extras and isinstance(extras[0], Option):
+        if extras and isinstance(extras[0], Option):
             heading = extras[0].heading or getattr(options_class, "HEADING", GENERAL)
             found.append(_completed(replace(extras[0], heading=heading, field=field.name), kind, field.default))
+        elif is_dataclass(kind):
+            found += options_of(kind)  # type: ignore[arg-type]
     return tuple(found)
 
 

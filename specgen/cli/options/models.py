@@ -6,13 +6,22 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from specgen.cli.app_spec import Option
-from specgen.core.settings import BackendName, BackendSettings, DraftVocab, DtypeName, ModelSettings, Quantization
+from specgen.core.draft_name import AUTO_DRAFT, DraftName
+from specgen.core.settings import (
+    BackendName,
+    BackendSettings,
+    DraftVocab,
+    DtypeName,
+    ModelSettings,
+    PairSettings,
+    Quantization,
+)
 
 MODELS = "Models"
 BACKEND = "Backend"
 
 AUTO = "auto"
-"""Default of `--draft` and `--draft-tokens`."""
+"""Default of `--draft-tokens`."""
 OFF = "off"
 """Default of `--tree`."""
 
@@ -38,7 +47,7 @@ class ModelOptions:
         ),
     ] = ""
     draft: Annotated[
-        str,
+        DraftName,
         Option(
             DRAFT_NAMES,
             "Drafter: a model, lookup (repeated text), MODEL+lookup (both), mtp (the head in the target's checkpoint), "
@@ -46,7 +55,7 @@ class ModelOptions:
             value=DRAFT_VALUE,
             env="SPECGEN_DRAFT",
         ),
-    ] = AUTO
+    ] = AUTO_DRAFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +114,18 @@ class LoadOptions:
         hub = self.hub
         return ModelSettings(name, self.quant, self.dtype, hub.device, hub.revision, hub.offline, backend)
 
-    def draft_settings(self, name: str, backend: BackendSettings) -> ModelSettings:
-        """Returns how to load a draft."""
+    def draft_settings(self, backend: BackendSettings) -> ModelSettings:
+        """Returns how to load a draft, without its name."""
         device = self.draft_device or self.hub.device
         how = self.draft_quant, self.dtype, device, self.draft_revision, self.hub.offline, backend, self.draft_vocab
-        return ModelSettings(name, *how)
+        return ModelSettings("", *how)
+
+    def pair_settings(
+        self, target: str, draft: DraftName, backend: BackendSettings, lookup_texts: tuple[str, ...] = ()
+    ) -> PairSettings:
+        """Returns how to load a target and its drafter."""
+        alone = PairSettings(self.target_settings(target, backend), "none", lookup_texts=lookup_texts)
+        return alone.with_draft(draft, self.draft_settings(backend))
 
 
 @dataclass(frozen=True, slots=True)

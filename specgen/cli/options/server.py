@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options.fields import options_of
-from specgen.cli.options.models import AUTO
+from specgen.core.draft_name import DraftName
 from specgen.core.errors import SettingsError
 from specgen.runtime.servers import KEY_VARIABLE
 
@@ -83,7 +83,7 @@ def served_model(target: str) -> str:
     return "" if target == os.environ.get("SPECGEN_TARGET") else target
 
 
-def check_given(options_class: type, given: Iterable[str], draft: str = "") -> None:
+def check_given(options_class: type, given: Iterable[str], draft: DraftName | None = None) -> None:
     """Refuses options that a server decided when it started. Those from the environment are ignored.
 
     Args:
@@ -94,13 +94,13 @@ def check_given(options_class: type, given: Iterable[str], draft: str = "") -> N
     Raises:
         SettingsError: One was given on the command line.
     """
-    is_model = draft not in ("", AUTO, "lookup", "none") and not draft.endswith("+lookup")
+    is_model = draft is not None and draft.kind == "model" and draft.text != ""
     for option in _typed(options_class, given):
         if option.field in _DECIDED and not (option.field == "draft" and is_model):
             raise _refused(option)
 
 
-def draft_field(options_class: type, given: Iterable[str], draft: str, server: Server) -> dict[str, str]:
+def draft_field(options_class: type, given: Iterable[str], draft: DraftName, server: Server) -> dict[str, str]:
     """Returns the field of a request that names its draft model; empty unless `-d` was given.
 
     Raises:
@@ -111,7 +111,7 @@ def draft_field(options_class: type, given: Iterable[str], draft: str, server: S
         return {}
     if not server.engine.draft_field:
         raise _refused(option)
-    return {server.engine.draft_field: draft}
+    return {server.engine.draft_field: draft.text}
 
 
 def _refused(option: Option) -> SettingsError:

@@ -9,10 +9,10 @@ from specgen.cli.prompt_input import as_utf8
 from specgen.cli.request import parse_template_variables
 from specgen.cli.verify.options import VerifyOptions
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import BackendSettings, DecodeSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, DecodeSettings, PairSettings, SamplingSettings
 from specgen.runtime.generation import Request, run_info
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import Pair, resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from specgen.verify.checks import EncodedPrompt, compare_texts, compare_with_reference, distribution_errors
 from specgen.verify.results import ReferenceCheck, VerifyReport
@@ -31,9 +31,7 @@ def run_checks(options: VerifyOptions, limits: DecodeSettings, progress: Progres
     Raises:
         SpecgenError: A model can't be loaded, a prompt is too long, or the draft fails.
     """
-    backend = options.backend.settings()
-    target = options.load.target_settings(options.models.target, backend)
-    settings = pair_settings(target, options.load.draft_settings(options.models.draft, backend))
+    settings = options.load.pair_settings(options.models.target, options.models.draft, options.backend.settings())
     template = ChatTemplate(options=parse_template_variables(options.chat_template_variables))
     texts = [as_utf8(text, "the prompt") for text in options.prompts or PROMPTS]
     pair = resolve_pair(settings, progress)

@@ -14,7 +14,7 @@ from specgen.verify.results import VerifyReport
 def run(options: VerifyOptions) -> int:
     """Checks a pair, prints the report and returns the exit code."""
     num_draft_tokens, schedule = parse_draft_length(options.draft_tokens)
-    if options.models.draft == "none" or not num_draft_tokens:
+    if options.models.draft.kind == "none" or not num_draft_tokens:
         raise SettingsError(
             "verify compares a run with drafts, but --draft none or -k 0 drafts nothing",
             "give --draft MODEL or lookup, and -k above 0",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specgen.core.events import Prefill, TextEvent
-from specgen.core.settings import DecodeSettings, ModelSettings, ReplySettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, ReplySettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
@@ -21,7 +21,7 @@ from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import resolve_pair
 from specgen.storage.transcript import Transcript, from_json
 from specgen.text.chat_template import ChatTemplate
 from tests.fakes import CPU, ids_of

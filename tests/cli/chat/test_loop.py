@@ -28,6 +28,7 @@ from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.doubt import Doubt
+from specgen.core.draft_name import DraftName
 from specgen.core.errors import SpecgenError
 from specgen.core.events import RoundText
 from specgen.core.settings import ModelSettings
@@ -125,8 +126,8 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> Ite
         autosave = Autosave(SessionFolder(), is_on=True, warn=messages.warning)
 
         def replace_draft(name: str) -> list[str]:
-            draft = None if name in ("lookup", "none") else ModelSettings(name, "none", "float32", "cpu")
-            return models.replace_draft(models.pair.with_draft("model" if draft else name, draft))  # type: ignore[arg-type]
+            like = ModelSettings("", "none", "float32", "cpu")
+            return models.replace_draft(models.pair.with_draft(DraftName(name), like))
 
         terminal = ChatTerminal(messages, signals, TerminalMode())
         chat_state = ChatState(conversation, terminal, autosave, settings, ViewOptions(default="live"), replace_draft)

@@ -21,6 +21,7 @@ from specgen.cli.chat.state import ChatState, ChatTerminal
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
+from specgen.core.draft_name import AUTO_DRAFT
 from specgen.core.events import ServedText
 from specgen.core.settings import ModelSettings
 from specgen.runtime.servers.conversation import ServedConversation
@@ -241,7 +242,7 @@ def test_a_saved_chat_names_the_server_and_leaves_models_to_the_command_line(ope
     (path,) = sessions(state)
     transcript = saved(path)
     assert (transcript.drafter, transcript.target.name) == ("server", "any")
-    own = ModelSettings("mine"), ModelSettings("auto")
+    own = ModelSettings("mine"), AUTO_DRAFT, ModelSettings("")
     assert resumed_models(frozenset(), transcript, *own) == own
 
 
