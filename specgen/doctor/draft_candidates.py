@@ -42,7 +42,7 @@ def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[C
         given: Names of models, and folders that contain model folders or .gguf files.
     """
     candidates = [Candidate("lookup", "lookup")]
-    if target.fits_own_decoder and shipped_draft(target) is not None:
+    if target.fits_own_decoder and shipped_draft(target, target.settings) is not None:
         candidates.append(Candidate("auto", "draft head"))
     if has_mtp(target):
         candidates.append(Candidate(MTP_NAME, "draft head"))
@@ -82,7 +82,7 @@ def _draft_heads(target: ResolvedModel) -> Iterator[str]:
     places = [Path(), *([target.path.parent] if target.files.path == Path(target.settings.name) else [])]
     for place in places:
         folders = sorted(config.parent for config in place.glob("*/config.json"))
-        yield from map(str, draft_heads_of(target, folders[:MAX_IN_FOLDER]))
+        yield from (str(one.path) for one in draft_heads_of(target, folders[:MAX_IN_FOLDER], target.settings))
 
 
 def _identity(candidate: Candidate) -> str:

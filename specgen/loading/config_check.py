@@ -47,16 +47,17 @@ _OTHER_FORMATS = {
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def check_folder(folder: Path, backend: BackendName = "auto") -> ModelConfig:
+def check_folder(folder: Path, backend: BackendName = "auto", config: dict[str, Any] | None = None) -> ModelConfig:
     """Checks a model folder and returns its config.
 
     Args:
         backend: With `transformers`, the config has no description for specgen's decoder.
+        config: Content of config.json, if it was read already.
 
     Raises:
         ModelFileError: A file is missing, damaged or unsafe, or the model can't be run here.
     """
-    config = read_config(folder)
+    config = config or read_config(folder)
     if DRAFT_HEAD_KEY in config:
         raise ModelFileError(
             f"{folder} is a draft head, which runs only with the target it was made for",
@@ -71,7 +72,7 @@ def check_folder(folder: Path, backend: BackendName = "auto") -> ModelConfig:
     model_type = config["model_type"] if decoder is not None else generating_type(config, folder)
     names = tuple(weight_files(folder, config))
     files = [check_safetensors(folder / name) for name in names]
-    dtypes: Counter[str] = sum((Counter(file.dtypes) for file in files), Counter())
+    dtypes = sum((file.dtypes for file in files), Counter[str]())
     stored = dtypes.most_common(1)[0][0] if dtypes else "F32"
     hidden, inner = (_number(config, (key,)) for key in _WIDTH_KEYS)
     return ModelConfig(

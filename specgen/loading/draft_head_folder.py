@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.model_files import listed, read_json
+from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.names import find_place
-from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ResolvedModel
+from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ModelFiles, ResolvedModel
 from specgen.loading.rotary_config import scaled_window
-from specgen.loading.safetensors_check import check_safetensors
+from specgen.loading.safetensors_check import StoredTensor, check_safetensors
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
@@ -57,13 +58,16 @@ def is_draft_head(folder: Path) -> bool:
         return False
 
 
-def check_draft_head(folder: Path) -> ModelConfig:
+def check_draft_head(folder: Path, config: dict[str, Any] | None = None) -> ModelConfig:
     """Checks a draft head's folder: the config, and names, shapes and types of all tensors.
+
+    Args:
+        config: Content of config.json, if it was read already.
 
     Raises:
         ModelFileError: It is damaged, unsafe, incomplete, or of a later format.
     """
-    config = read_config(folder)
+    config = config or read_config(folder)
     refuse_kernels(config, folder)
     check_sizes(config, folder)
     draft_head = _draft_head_config(config, folder)
@@ -79,14 +83,14 @@ def check_draft_head(folder: Path) -> ModelConfig:
     if not (folder / WEIGHTS).exists():
         weight_files(folder, config)  # its error names what is there instead: a pickle, or nothing
     file = check_safetensors(folder / WEIGHTS)
-    dtype, num_parameters = _check_tensors(folder, expected)
+    _check_tensors(folder, file.tensors, expected)
     return ModelConfig(
         model_type=str(model_type),
         vocab_rows=config["vocab_size"],
         max_positions=scaled_window(config, config.get("max_position_embeddings")),
         quant_method=None,
-        dtype=dtype,
-        num_parameters=num_parameters,
+        dtype=FLOATS[file.tensors["norm.weight"].dtype],
+        num_parameters=sum(tensor.num_values for name, tensor in file.tensors.items() if name != "draft_ids"),
         num_weight_bytes=file.num_bytes,
         widths_fit_blocks=config["hidden_size"] % 64 == 0 and config["intermediate_size"] % 64 == 0,
         draft_head=DraftHeadConfig(
@@ -112,9 +116,15 @@ def draft_head_shapes(spec: DecoderSpec, kind: DraftHeadKind, num_draft_ids: int
     return shapes
 
 
-def shipped_draft(target: ResolvedModel) -> Path | None:
-    """Returns the folder of the draft head in this package that was made for a target, or None."""
-    return next(draft_heads_of(target, sorted(path.parent for path in SHIPPED.glob("*/config.json"))), None)
+def model_files(folder: Path) -> ModelFiles:
+    """Returns a folder with its name for messages: that of a shipped draft is its target's, and banners show both."""
+    name = folder.resolve().name or str(folder)
+    return ModelFiles(folder, f"{name}-draft" if folder.parent == SHIPPED else name)
+
+
+def shipped_draft(target: ResolvedModel, like: ModelSettings) -> ResolvedModel | None:
+    """Returns the draft head in this package that was made for a target, to be loaded `like` that; None without one."""
+    return next(draft_heads_of(target, sorted(path.parent for path in SHIPPED.glob("*/config.json")), like), None)
 
 
 def unused_draft_notice(target: ResolvedModel) -> str | None:
@@ -125,15 +135,23 @@ def unused_draft_notice(target: ResolvedModel) -> str | None:
     return f"{target.name} on {backend} drafts by lookup alone: its draft head runs with --backend torch only"
 
 
-def draft_heads_of(target: ResolvedModel, folders: Iterable[Path]) -> Iterator[Path]:
-    """Yields those folders that are draft heads made for a target. Others, and damaged ones, are left out."""
+def draft_heads_of(target: ResolvedModel, folders: Iterable[Path], like: ModelSettings) -> Iterator[ResolvedModel]:
+    """Yields the draft heads in folders that were made for a target. Other folders, and damaged ones, are left out.
+
+    Args:
+        like: How they will be loaded, apart from the name.
+    """
     digest = None
-    for folder in filter(is_draft_head, folders):
+    for folder in folders:
         with suppress(ModelFileError):
-            draft_head = check_draft_head(folder).draft_head
+            values = read_config(folder)
+            if DRAFT_HEAD_KEY not in values:
+                continue
+            config = check_draft_head(folder, values)
             digest = digest or digest_of(target)
-            if draft_head is not None and draft_head.target_digest == digest:
-                yield folder
+            if config.draft_head is not None and config.draft_head.target_digest == digest:
+                settings = replace(like, name=str(folder))
+                yield ResolvedModel(model_files(folder), settings, "draft", config, format="draft head")
 
 
 def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:
@@ -239,25 +257,15 @@ def _draft_head_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any
     return part
 
 
-def _check_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:
-    """Compares the header of the weight file with the expected shapes.
-
-    Returns:
-        The type of the stored norm, `bfloat16`, and the number of parameters.
-    """
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
-        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        types = {name: str(part.get_dtype()) for name, part in slices.items()}
-    valid_types = {name: ("I64",) if name == "draft_ids" else tuple(FLOATS) for name in types}
+def _check_tensors(folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compares the tensors in the weight file with the expected shapes."""
+    both = expected.keys() & stored.keys()
+    types = {name: ("I64",) if name == "draft_ids" else tuple(FLOATS) for name in stored}
     for problem, names in (
-        ("missing tensors", expected.keys() - shapes.keys()),
-        ("unexpected tensors", shapes.keys() - expected.keys()),
-        ("tensors with a wrong shape", {name for name in expected if shapes.get(name) != expected[name]}),
-        ("tensors of a wrong type", {name for name, dtype in types.items() if dtype not in valid_types[name]}),
+        ("missing tensors", expected.keys() - stored.keys()),
+        ("unexpected tensors", stored.keys() - expected.keys()),
+        ("tensors with a wrong shape", {name for name in both if stored[name].shape != expected[name]}),
+        ("tensors of a wrong type", {name for name, tensor in stored.items() if tensor.dtype not in types[name]}),
     ):
         if names:
             raise invalid_draft_head(folder, f"{problem}: {listed(sorted(names))}")
-    return FLOATS[types["norm.weight"]], sum(math.prod(shape) for name, shape in shapes.items() if name != "draft_ids")

@@ -1,6 +1,6 @@
 """Finds a model by name, downloads or converts it where needed, and checks its files. Reads no weights.
 
-The kind of a name decides who finds the files, and their format who checks them.
+The kind of a name decides who finds the files.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Literal
 from specgen.core.errors import DeviceError, ModelNotFoundError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
-from specgen.loading import draft_head_folder
 from specgen.loading.builtin import GGUF_SHA256, converted_builtin, fetch_builtin, fetch_builtin_gguf
-from specgen.loading.config_check import check_folder
-from specgen.loading.draft_head_folder import check_draft_head, has_shipped_drafts, is_draft_head
+from specgen.loading.config_check import DRAFT_HEAD_KEY, check_folder, read_config
+from specgen.loading.draft_head_folder import check_draft_head, has_shipped_drafts, model_files
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.gguf.other_kinds import refuse_vocabulary
@@ -63,12 +62,13 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
         SettingsError: `--context-size` is larger than the target's window.
     """
     format_: Format = "folder" if files.gguf is None else "gguf"
-    if role == "draft" and is_draft_head(files.path):
-        format_ = "draft head"
-    check = _CHECKS[format_]
-    config = check(files, settings, role)
-    if format_ == "draft head":
-        return ResolvedModel(files, settings, role, config, format=format_)
+    if files.gguf is not None:
+        config = check_gguf(files, settings, role)
+    else:
+        values = read_config(files.path)
+        if role == "draft" and DRAFT_HEAD_KEY in values:
+            return ResolvedModel(files, settings, role, check_draft_head(files.path, values), format="draft head")
+        config = check_folder(files.path, settings.backend.name, values)
     loaded = load_tokenizer(files.path)
     tokenizer, notice = fit_tokenizer(loaded, config.vocab_rows, files.path)
     notices = tuple(filter(None, (*files.notices, getattr(loaded, "notice", None), notice)))
@@ -128,9 +128,7 @@ def _find_converted(place: ModelPlace, _settings: ModelSettings, progress: Progr
 
 
 def _find_folder(place: ModelPlace, _settings: ModelSettings, _progress: ProgressListener) -> ModelFiles:
-    path = _path(place)
-    # The folder of a shipped draft has its target's name, and banners show both names.
-    return ModelFiles(path, f"{place.name}-draft" if path.parent == draft_head_folder.SHIPPED else place.name)
+    return model_files(_path(place))
 
 
 def _find_gguf(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
@@ -192,10 +190,3 @@ def check_gguf(files: ModelFiles, settings: ModelSettings, role: Role) -> ModelC
         num_parameters=header.num_parameters,
         num_weight_bytes=header.num_weight_bytes,
     )
-
-
-_CHECKS: Mapping[Format, Callable[[ModelFiles, ModelSettings, Role], ModelConfig]] = {
-    "folder": lambda files, settings, _: check_folder(files.path, settings.backend.name),
-    "gguf": check_gguf,
-    "draft head": lambda files, *_: check_draft_head(files.path),
-}

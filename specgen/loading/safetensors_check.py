@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -21,14 +22,6 @@ _BITS = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFile:
-    """Size of a safetensors file, and the number of values stored in each type (`dtypes`)."""
-
-    num_bytes: int
-    dtypes: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +43,22 @@ class StoredTensor:
     def num_values(self) -> int:
         """Returns the number of its values."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """What the header of a safetensors file says: the size of all values, and the tensors by name."""
+
+    num_bytes: int
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def dtypes(self) -> Counter[str]:
+        """Returns the number of values stored in each type."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            counts[tensor.dtype] += tensor.num_values
+        return counts
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -87,13 +96,14 @@ def check_safetensors(path: Path) -> WeightFile:
             raise corrupt(path, f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
         header = file.read(length)
     try:
-        return _check_header(path, json.loads(header), size - 8 - length)
+        return _check_header(path, json.loads(header), 8 + length, size)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise corrupt(path, "its header is not a safetensors header") from error
 
 
-def _check_header(path: Path, header: dict[str, dict[str, object]], data_bytes: int) -> WeightFile:
-    dtypes: dict[str, int] = {}
+def _check_header(path: Path, header: dict[str, dict[str, object]], start: int, size: int) -> WeightFile:
+    """Returns what a header says; the values begin at `start` and end with the file."""
+    tensors: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int]] = []
     for name, entry in header.items():
         if name == "__metadata__":
@@ -105,18 +115,18 @@ def _check_header(path: Path, header: dict[str, dict[str, object]], data_bytes: 
         bits = _BITS.get(dtype)  # newer types are left to the library
         if bits is not None and num_values * bits != (offsets[1] - offsets[0]) * 8:
             raise corrupt(path, f"tensor {name!r} of type {dtype} and shape {shape} takes {offsets} bytes")
-        dtypes[dtype] = dtypes.get(dtype, 0) + num_values
+        tensors[name] = StoredTensor(dtype, tuple(shape), start + offsets[0], offsets[1] - offsets[0])
         spans.append((offsets[0], offsets[1]))
     position = 0
     for begin, end in sorted(spans):
         if begin != position or end < begin:
             raise corrupt(path, f"a gap or an overlap at byte {position} of its data")
         position = end
-    if position > data_bytes:
-        raise corrupt(path, f"truncated: {position - data_bytes} bytes are missing")
-    if position < data_bytes:
-        raise corrupt(path, f"{data_bytes - position} extra bytes at its end")
-    return WeightFile(position, dtypes)
+    if (missing := start + position - size) > 0:
+        raise corrupt(path, f"truncated: {missing} bytes are missing")
+    if missing < 0:
+        raise corrupt(path, f"{-missing} extra bytes at its end")
+    return WeightFile(position, tensors)
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:

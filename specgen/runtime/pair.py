@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 from specgen.core.draft_name import MTP_NAME, DraftName
-from specgen.core.errors import PromptError, SettingsError
+from specgen.core.errors import ModelFileError, PairError, PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings, PairSettings
 from specgen.loading.draft_head_folder import check_own_options, check_own_target, shipped_draft
-from specgen.loading.mtp_folder import has_mtp, resolve_mtp
+from specgen.loading.mtp_folder import resolve_mtp
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.loading.weight_sizes import StoredWeights, bytes_per_pass
@@ -152,23 +153,31 @@ def _resolve_drafter(
     """Decides what `auto` means for a target, checks the draft, and compares the tokenizers."""
     settings = requested
     if requested.drafter == "auto":
-        shipped = shipped_draft(target) if target.fits_own_decoder else None
-        name = str(shipped) if shipped is not None else MTP_NAME if has_mtp(target) else None
-        template = requested.draft or ModelSettings("", device=requested.target.device)
-        named = None if name is None else replace(template, name=name)
-        settings = replace(requested, drafter="lookup" if named is None else "model+lookup", draft=named)
-    if settings.draft is None:
-        return settings, None, None
-    if settings.draft.name == MTP_NAME:
-        draft = resolve_mtp(target, settings.draft)
+        own = _own_draft(target, requested.draft or ModelSettings("", device=requested.target.device))
+        if own is None:
+            return replace(requested, drafter="lookup", draft=None), None, None
+        draft, settings = own, replace(requested, drafter="model+lookup", draft=own.settings)
+    elif requested.draft is None:
+        return requested, None, None
+    elif requested.draft.name == MTP_NAME:
+        draft = resolve_mtp(target, requested.draft)
     else:
-        draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
+        draft = resolve(files or find_files(requested.draft, progress), requested.draft, "draft")
         if draft.draft_head is None:
-            cost, vocab = partial(_draft_cost, target, draft), settings.draft.draft_vocab
-            return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, vocab, cost)
+            cost, vocab = partial(_draft_cost, target, draft), requested.draft.draft_vocab
+            return requested, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, vocab, cost)
         check_own_target(draft, target)
     check_own_options(draft, target)
     return settings, draft, Pairing(target.num_tokens)
+
+
+def _own_draft(target: ResolvedModel, like: ModelSettings) -> ResolvedModel | None:
+    """Returns the draft head that was made for a target: in this package, or in the target's checkpoint."""
+    if target.fits_own_decoder:
+        return shipped_draft(target, like)
+    with suppress(ModelFileError, PairError):
+        return resolve_mtp(target, like)
+    return None
 
 
 def _draft_cost(target: ResolvedModel, draft: ResolvedModel) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -230,13 +231,17 @@ def test_a_shipped_draft_is_found_by_its_target(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "drafts")
     own = resolved(make_folder(tmp_path / "own"), ModelSettings(""))
     other = resolved(make_folder(tmp_path / "other", seed=1), ModelSettings(""))
-    assert shipped_draft(own) is None
+    like = ModelSettings("", "int8", device="cpu")
+    assert shipped_draft(own, like) is None
     expected = write_draft(tmp_path / "drafts" / "own", make_model())
     (tmp_path / "drafts" / "broken").mkdir()
     (tmp_path / "drafts" / "broken" / "config.json").write_text("{")
 
-    assert shipped_draft(own) == expected
-    assert shipped_draft(other) is None
+    draft = shipped_draft(own, like)
+    assert draft is not None
+    assert (draft.path, draft.name, draft.role, draft.format) == (expected, "own-draft", "draft", "draft head")
+    assert draft.settings == replace(like, name=str(expected))
+    assert shipped_draft(other, like) is None
 
 
 OF_0_1_0 = """{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 8,
