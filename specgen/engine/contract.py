@@ -51,6 +51,7 @@ class TargetModel(Protocol):
 class LanguageModel(TargetModel, Protocol):
     """A model that can be target or draft.
 
+    A draft's logits may be narrower than `vocab_size`: the ids after them have probability zero.
     Cache rule: between rounds the cache holds a prefix of `ids[:-1]`; the next call feeds what is missing.
     The model's next call may overwrite the tensor that `logits` returned: copy it to keep it.
     """

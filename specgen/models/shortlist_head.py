@@ -82,9 +82,17 @@ class ShortlistHead(nn.Module):
         self._text[length:] = kept
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Turns inputs `[..., hidden]` into logits `[..., vocab]`, minus infinity where none are computed."""
-        logits = hidden.new_full((*hidden.shape[:-1], self._bounds[-1]), -torch.inf)
-        for index in self._computed():
+        """Turns inputs `[..., hidden]` into logits `[..., width]`, minus infinity where none are computed.
+
+        The width is that of the ids up to the last computed one. With all ids, filling in and searching the logits
+        took 4 % of the pass of a 0.5B.
+        """
+        computed = sorted(self._computed())
+        if computed == [0]:
+            logits: Tensor = self.parts[0](hidden)
+            return logits
+        logits = hidden.new_full((*hidden.shape[:-1], self._bounds[computed[-1] + 1]), -torch.inf)
+        for index in computed:
             logits[..., self._bounds[index] : self._bounds[index + 1]] = self.parts[index](hidden)
         return logits
 

@@ -171,13 +171,14 @@ class ModelDrafter:
         settings, noise = self._sampler.settings, self._sampler.noise
         seen = None if self._seen is None else self._seen.row(draft_ids)
         row = None if noise is None else noise.rows(length + draft_ids.shape[0], 1)
-        return token_distributions(logits, settings, self._own_columns(seen), self._own_columns(row))
+        width = logits.shape[1]
+        return token_distributions(logits, settings, self._own_columns(seen, width), self._own_columns(row, width))
 
-    def _own_columns(self, rows: Tensor | None) -> Tensor | None:
-        """Selects from `[n, vocab]` the columns that the model has logits for."""
+    def _own_columns(self, rows: Tensor | None, width: int) -> Tensor | None:
+        """Selects from `[n, vocab]` the columns of logits of this width."""
         if rows is None:
             return None
-        return rows[:, : self.model.vocab_size] if self._columns is None else rows[:, self._columns.to(rows.device)]
+        return rows[:, :width] if self._columns is None else rows[:, self._columns.to(rows.device)]
 
     def _over_target_vocab(self, probs: Tensor) -> Tensor:
         """Extends `[n, logits]` probabilities to the target's vocabulary with zeros."""
@@ -222,7 +223,8 @@ class MaskedDrafter(ModelDrafter):
         self._on_device = None
 
     def _next_logits(self, ids: Sequence[int], draft_ids: Tensor) -> Tensor | None:
-        return self.model.logits(ids, 1, tail=draft_ids).index_fill(1, self._masked_ids, -torch.inf)
+        logits = self.model.logits(ids, 1, tail=draft_ids)
+        return logits.index_fill(1, self._masked_ids[self._masked_ids < logits.shape[1]], -torch.inf)
 
 
 def _rows_of_chain(num_read: int, num_passes: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from specgen.core.comparison import first_difference
 from specgen.core.errors import NumericalError
@@ -102,7 +103,7 @@ class TranslatedModel:
         """Computes the logits after `ids` and `tail`, over `columns`; the tail consists of shared tokens."""
         assert num_last == 1, "a draft needs the last position only"
         logits = self.own_logits(ids, self._tail_ids(tail))
-        return logits if self._own_columns is None else logits[:, self._own_columns]
+        return logits if self._own_columns is None else self._shared(logits)
 
     def shared_logits(self, ids: Sequence[int], tail: Tensor) -> Tensor | None:
         """Computes what `logits` does; None if the draft's likeliest token is not shared.
@@ -112,7 +113,7 @@ class TranslatedModel:
         """
         logits = self.own_logits(ids, self._tail_ids(tail))
         best, _ = _likeliest(logits)
-        return logits[:, self._own_columns] if best in self._shared_draft_ids else None
+        return self._shared(logits) if best in self._shared_draft_ids else None
 
     def own_logits(self, ids: Sequence[int], written: Sequence[int]) -> Tensor:
         """Computes the logits after a text and what the draft wrote after it.
@@ -143,6 +144,13 @@ class TranslatedModel:
     def reset(self) -> None:
         self.model.reset()
         self._cached, self.length = [], 0
+
+    def _shared(self, logits: Tensor) -> Tensor:
+        """Selects the logits of shared tokens from `[1, width]`."""
+        missing = self.model.vocab_size - logits.shape[1]
+        if missing:
+            logits = functional.pad(logits, (0, missing), value=-torch.inf)
+        return logits[:, self._own_columns]
 
     def _tail_ids(self, tail: Tensor | None) -> list[int]:
         return [] if tail is None else [self._draft_id[token] for token in tail.tolist()]

@@ -230,7 +230,9 @@ class TreeDrafter(ModelDrafter):
         The latter is None if nothing is drawn.
         """
         settings, noise = self._sampler.settings, self._sampler.noise
-        seen = None if self._seen is None else self._own_columns(self._seen.row(growth.ids_of(path, logits.device)))
+        width = logits.shape[1]
+        seen = None if self._seen is None else self._seen.row(growth.ids_of(path, logits.device))
+        seen = self._own_columns(seen, width)
         if settings.is_greedy:
             probs = penalize(logits, settings.repetition_penalty, seen).softmax(dim=-1)[0]
         else:
@@ -240,7 +242,7 @@ class TreeDrafter(ModelDrafter):
         if noise is None:
             return probs, None if settings.is_greedy else probs
         # The target draws with the same noise, so its token is likely to be one with a large ratio here.
-        row = self._own_columns(noise.rows(len(growth.ids) + len(path), 1))
+        row = self._own_columns(noise.rows(len(growth.ids) + len(path), 1), width)
         assert row is not None
         ratios = probs / row[0].to(probs.device)
         return ratios / ratios.sum(), None
