@@ -11,6 +11,7 @@ from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.float_linear import reading_prompt
+from specgen.models.fused_layers import last_norm
 from specgen.models.kv_slots import SliceSlots
 from specgen.models.native_layers import NativeLayers
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4
@@ -37,6 +38,7 @@ class DecoderModel(CachedModel):
         self._shortlist = decoder.head if isinstance(decoder.head, ShortlistHead) else None
         self._slots = tuple(SliceSlots(segment.spec, segment.like, attends_by_row) for segment in decoder.segments)
         self._layers = tuple(NativeLayers(segment) for segment in decoder.segments)
+        self._norm = last_norm(decoder.norm, decoder.layers)
         self._devices = tuple(segment.device for segment in decoder.segments)
 
     @property
@@ -102,8 +104,8 @@ class DecoderModel(CachedModel):
             self._shortlist.read(new, is_prompt=new.shape[0] > MAX_CHECKED_TOKENS)
         hidden = self._layers_output(new, [slots.begin(self.length, new.shape[0]) for slots in self._slots])
         if self.target_features is None:
-            return decoder.logits(decoder.norm(hidden[-num_last:]))
-        features = decoder.norm(hidden)
+            return decoder.logits(self._norm(hidden[-num_last:]))
+        features = self._norm(hidden)
         self.target_features.append(self.length, features)
         return decoder.logits(features[-num_last:])
 
@@ -112,7 +114,7 @@ class DecoderModel(CachedModel):
         if self._shortlist is not None:
             self._shortlist.read(new, is_prompt=False)
         hidden = self._layers_output(new, [slots.begin_rows(self.length, parents) for slots in self._slots])
-        self._row_features = self.decoder.norm(hidden)
+        self._row_features = self._norm(hidden)
         return self.decoder.logits(self._row_features)
 
     def _layers_output(self, new: Tensor, rotations: Sequence[Rotations]) -> Tensor:

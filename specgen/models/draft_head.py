@@ -87,7 +87,7 @@ class DraftHeadModel:
         self._dtype = parts.dtype
         self._embedding, self._head = parts.embedding, parts.head
         self._join, self._features = parts.join, parts.features
-        self._layers, self._norm = parts.layers, parts.norm
+        self._layers, self._norm = parts.layers, parts.layers.last_norm(parts.norm)
         self.can_branch = parts.layers.can_branch
         self._num_skipped = int(parts.skips_first)
         self._num_true = 0

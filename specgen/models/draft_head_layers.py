@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from specgen.models.attention_kernel import kernel_for
 from specgen.models.decoder import Layer, Segment
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.forward_pass import Function
+from specgen.models.fused_layers import last_norm
 from specgen.models.kv_slots import SliceSlots
 from specgen.models.native_layers import NativeLayers
 
@@ -46,6 +48,10 @@ class HeadLayers(ABC):
         """
         raise NotImplementedError
 
+    def last_norm(self, norm: nn.Module) -> Function:
+        """Returns what computes the norm after these layers."""
+        return norm
+
     def drop_rows(self) -> None:  # noqa: B027  most layers have no trees
         """Forgets the tree."""
 
@@ -77,6 +83,10 @@ class DecoderLayers(HeadLayers):
     def run_rows(self, hidden: Tensor, length: int, parents: Sequence[int]) -> Tensor:
         """As in `HeadLayers`."""
         return self._layers.run(hidden, self._slots.begin_rows(length, parents), self._slots)
+
+    def last_norm(self, norm: nn.Module) -> Function:
+        """As in `HeadLayers`."""
+        return last_norm(norm, self.segment.layers)
 
     def drop_rows(self) -> None:
         """As in `HeadLayers`."""

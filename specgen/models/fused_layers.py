@@ -5,7 +5,7 @@ For one token, torch's functions for these took a tenth of a draft's pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,6 +68,17 @@ def _use_own_norms(layer: Layer, parts: LayerParts) -> None:
         layer.function.attention_out = NativeNorm(parts.attention_out)
     if parts.mlp_out is not None:
         layer.function.mlp_out = NativeNorm(parts.mlp_out)
+
+
+def last_norm(norm: nn.Module, layers: Sequence[Layer]) -> Function:
+    """Returns what the norm after the last layer computes: on our own kernel where the layers run on our own kernels.
+
+    For one token after a pass, `torch.rms_norm` took 0.15 ms, as long as a hundredth of a pass of a 0.5B in nf4.
+    """
+    prologue = norm_prologue(norm) if isinstance(norm, Norm) else None
+    if prologue is None or any(layer.parts is None for layer in layers):
+        return norm
+    return NativeNorm(prologue)
 
 
 def after_norm(product: nn.Module, norm: Norm | None) -> Function | None:

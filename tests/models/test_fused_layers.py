@@ -14,7 +14,7 @@ from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.float_weight import FloatWeight
 from specgen.models.formats import Int8Linear, Nf4Linear
-from specgen.models.fused_layers import FusedFeedForward, fuse
+from specgen.models.fused_layers import FusedFeedForward, fuse, last_norm
 from specgen.models.int8_code import int8_tiles
 from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import kernel_text
@@ -156,8 +156,10 @@ def test_a_fused_decoder_computes_what_it_computed_before(name: str, kind: type[
 
 
 def test_layers_on_other_kernels_stay() -> None:
-    layer = decoder_of(build("llama")).layers[0]
+    decoder = decoder_of(build("llama"))
+    layer = decoder.layers[0]
     function = copy.copy(layer.function)
 
     assert fuse(layer).function == function
+    assert last_norm(decoder.norm, decoder.layers) is decoder.norm
     assert Prologue().kind == NOTHING
