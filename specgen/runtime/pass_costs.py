@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 5
 LONGEST_DENSE = 9
 """Up to here every length is timed, since v(n) has steps there; beyond, every fourth."""
+GROUP_ROWS = 16
+"""Kernels compute so many rows at once, so v(n) has a step after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def measure_pass_costs(
     for models in drafts.values():
         models.clear_caches()
     ids = list(prompt_ids)
-    lengths = [n for n in range(1, longest_draft + 2) if n <= LONGEST_DENSE or n % 4 == 1 or n == longest_draft + 1]
+    lengths = timed_lengths(longest_draft + 1)
     verify: dict[int, list[float]] = {n: [] for n in lengths}
     drafting: dict[str, list[DraftSample]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
@@ -93,6 +95,12 @@ def measure_pass_costs(
     for models in drafts.values():
         models.clear_caches()
     return _medians(verify, drafting)
+
+
+def timed_lengths(longest: int) -> list[int]:
+    """Returns the numbers of tokens of the passes that are timed, from 1 to `longest`."""
+    is_step = {longest} | {n for n in range(1, longest) if n <= LONGEST_DENSE or n % 4 == 1 or n % GROUP_ROWS == 0}
+    return sorted(is_step)
 
 
 def _medians(verify: dict[int, list[float]], drafting: dict[str, list[DraftSample]]) -> MeasuredCosts:
