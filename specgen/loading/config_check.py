@@ -63,10 +63,8 @@ def check_folder(folder: Path, backend: BackendName = "auto", config: dict[str, 
             f"{folder} is a draft head, which runs only with the target it was made for",
             "use it with --draft, together with its target",
         )
-    refuse_kernels(config, folder)
     _refuse_mlx(config, folder)
     _refuse_nameless_quantization(config, folder)
-    check_sizes(config, folder)
     refuse_other_heads(config, folder)
     decoder, unsupported = _decoder(config)
     model_type = config["model_type"] if decoder is not None else generating_type(config, folder)
@@ -141,12 +139,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Reads a folder's config.json.
 
     Raises:
-        ModelFileError: It is missing or damaged.
+        ModelFileError: It is missing or damaged, names foreign code, or its sizes are not plausible.
     """
     path = folder / "config.json"
     if not path.exists():
         raise ModelFileError(f"{folder} is not a model folder: config.json is missing", _what_else(folder))
-    return read_json(path)
+    config = read_json(path)
+    _refuse_kernels(config, folder)
+    check_sizes(config, folder)
+    return config
 
 
 def _number(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
@@ -188,7 +189,7 @@ def _refuse_nameless_quantization(config: dict[str, Any], folder: Path) -> None:
             )
 
 
-def refuse_kernels(config: dict[str, Any], folder: Path) -> None:
+def _refuse_kernels(config: dict[str, Any], folder: Path) -> None:
     """Refuses a config that names an attention or expert kernel on the hub, which is foreign native code (F23)."""
     for key, value in _items(config):
         if "attn_implementation" in key or "experts_implementation" in key:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.model_files import listed, read_json
 from specgen.core.settings import ModelSettings
-from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
+from specgen.loading.config_check import DRAFT_HEAD_KEY, read_config, weight_files
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
-from specgen.loading.names import find_place
+from specgen.loading.names import find_place, shipped_folders
 from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ModelFiles, ResolvedModel
 from specgen.loading.rotary_config import scaled_window
 from specgen.loading.safetensors_check import StoredTensor, check_safetensors
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 FOLDER_KINDS: tuple[DraftHeadKind, ...] = ("layers", "features")
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-SHIPPED = Path(__file__).parent.parent / "drafts"
-"""Draft heads that come with the package, one folder per target."""
 WEIGHTS = "model.safetensors"
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 PREFIX = "model."
@@ -43,11 +41,6 @@ NUM_DIGEST_ROWS = 64
 _DIGEST_KEYS = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 )
-
-
-def has_shipped_drafts() -> bool:
-    """Returns whether draft heads come with this package."""
-    return any(SHIPPED.glob("*/config.json"))
 
 
 def is_draft_head(folder: Path) -> bool:
@@ -68,8 +61,6 @@ def check_draft_head(folder: Path, config: dict[str, Any] | None = None) -> Mode
         ModelFileError: It is damaged, unsafe, incomplete, or of a later format.
     """
     config = config or read_config(folder)
-    refuse_kernels(config, folder)
-    check_sizes(config, folder)
     draft_head = _draft_head_config(config, folder)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -116,20 +107,14 @@ def draft_head_shapes(spec: DecoderSpec, kind: DraftHeadKind, num_draft_ids: int
     return shapes
 
 
-def model_files(folder: Path) -> ModelFiles:
-    """Returns a folder with its name for messages: that of a shipped draft is its target's, and banners show both."""
-    name = folder.resolve().name or str(folder)
-    return ModelFiles(folder, f"{name}-draft" if folder.parent == SHIPPED else name)
-
-
 def shipped_draft(target: ResolvedModel, like: ModelSettings) -> ResolvedModel | None:
     """Returns the draft head in this package that was made for a target, to be loaded `like` that; None without one."""
-    return next(draft_heads_of(target, sorted(path.parent for path in SHIPPED.glob("*/config.json")), like), None)
+    return next(draft_heads_of(target, shipped_folders(), like), None)
 
 
 def unused_draft_notice(target: ResolvedModel) -> str | None:
     """Returns a notice if the built-in target runs on another backend than its draft head; None for other targets."""
-    if target.fits_own_decoder or find_place(target.settings).kind != "built-in" or not has_shipped_drafts():
+    if target.fits_own_decoder or find_place(target.settings).kind != "built-in" or not shipped_folders():
         return None
     backend = "transformers" if target.gguf is None else "llama.cpp"
     return f"{target.name} on {backend} drafts by lookup alone: its draft head runs with --backend torch only"
@@ -151,7 +136,8 @@ def draft_heads_of(target: ResolvedModel, folders: Iterable[Path], like: ModelSe
             digest = digest or digest_of(target)
             if config.draft_head is not None and config.draft_head.target_digest == digest:
                 settings = replace(like, name=str(folder))
-                yield ResolvedModel(model_files(folder), settings, "draft", config, format="draft head")
+                files = ModelFiles(folder, find_place(settings).name)
+                yield ResolvedModel(files, settings, "draft", config, format="draft head")
 
 
 def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:

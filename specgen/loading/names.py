@@ -22,6 +22,9 @@ from specgen.core.settings import ModelSettings, Quantization
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
 
+SHIPPED = Path(__file__).parent.parent / "drafts"
+"""Draft heads that come with the package, one folder per target."""
+
 _OLLAMA_NAME = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*")
 _HOSTS = (
     r"(?i:(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/|git@hf\.co:|hf://)(?:models/)?"
@@ -132,7 +135,9 @@ def _place(name: str) -> ModelPlace:
             raise ModelNotFoundError(f"no model at {name}: {reason(error)}", hint) from error
         return ModelPlace("hub", name)
     if stat.S_ISDIR(mode):
-        return ModelPlace("folder", path.resolve().name or name, path)
+        own = path.resolve().name or name
+        # The folder of a shipped draft has its target's name, and banners show both names.
+        return ModelPlace("folder", f"{own}-draft" if path.parent == SHIPPED else own, path)
     if not stat.S_ISREG(mode):
         raise ModelFileError(
             f"{name} is neither a file nor a folder", "use a .gguf file or a folder with config.json and safetensors"
@@ -194,6 +199,11 @@ def _file(name: str, path: Path) -> ModelPlace:
         f"{name} is not a .gguf file" + (f" but {what}" if what else ""),
         "use a .gguf file or a folder with safetensors",
     )
+
+
+def shipped_folders() -> list[Path]:
+    """Returns the folders of the draft heads that come with the package."""
+    return sorted(path.parent for path in SHIPPED.glob("*/config.json"))
 
 
 def known_names() -> list[str]:

@@ -16,7 +16,7 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.builtin import GGUF_SHA256, converted_builtin, fetch_builtin, fetch_builtin_gguf
 from specgen.loading.config_check import DRAFT_HEAD_KEY, check_folder, read_config
-from specgen.loading.draft_head_folder import check_draft_head, has_shipped_drafts, model_files
+from specgen.loading.draft_head_folder import check_draft_head
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.gguf.other_kinds import refuse_vocabulary
@@ -25,7 +25,7 @@ from specgen.loading.gguf.tokenizer import tokenizer_folder
 from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
 from specgen.loading.llama_trial import llama_cpp_fault, rebuild_hint
-from specgen.loading.names import ModelPlace, PlaceKind, find_place
+from specgen.loading.names import ModelPlace, PlaceKind, find_place, shipped_folders
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
 from specgen.text.tokenizer import fit_tokenizer, load_tokenizer
 from specgen.text.vocabulary import table_size
@@ -108,7 +108,7 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch
 
 def _prefers_llama_cpp(settings: ModelSettings, place: ModelPlace) -> bool:
     """Returns whether `auto` runs a model on the installed llama.cpp, unless that ends the program."""
-    prefers_torch = settings.dtype != "auto" or (place.kind == "built-in" and has_shipped_drafts())
+    prefers_torch = settings.dtype != "auto" or (place.kind == "built-in" and bool(shipped_folders()))
     return settings.backend.name == "auto" and place.is_gguf and not prefers_torch and has_llama_cpp()
 
 
@@ -128,7 +128,7 @@ def _find_converted(place: ModelPlace, _settings: ModelSettings, progress: Progr
 
 
 def _find_folder(place: ModelPlace, _settings: ModelSettings, _progress: ProgressListener) -> ModelFiles:
-    return model_files(_path(place))
+    return ModelFiles(_path(place), place.name)
 
 
 def _find_gguf(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:

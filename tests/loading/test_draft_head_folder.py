@@ -228,7 +228,7 @@ def test_a_digest_is_the_same_for_a_config_file_and_a_loaded_config(tmp_path: Pa
 
 
 def test_a_shipped_draft_is_found_by_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "drafts")
+    monkeypatch.setattr("specgen.loading.names.SHIPPED", tmp_path / "drafts")
     own = resolved(make_folder(tmp_path / "own"), ModelSettings(""))
     other = resolved(make_folder(tmp_path / "other", seed=1), ModelSettings(""))
     like = ModelSettings("", "int8", device="cpu")

@@ -38,7 +38,7 @@ def test_auto_runs_a_gguf_on_llama_cpp_if_installed(has_extra: bool) -> None:
 def test_auto_runs_the_built_in_target_where_its_draft_head_runs(
     has_head: bool, has_extra: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.loading.resolve.has_shipped_drafts", lambda: has_head)
+    monkeypatch.setattr("specgen.loading.resolve.shipped_folders", lambda: [Path("head")] if has_head else [])
 
     assert choose_backend(settings(), BUILT_IN) == ("llama.cpp" if has_extra and not has_head else "torch")
 

@@ -10,8 +10,9 @@ import pytest
 from specgen.core.draft_name import AUTO_DRAFT
 from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.loading.builtin import fetch_builtin
-from specgen.loading.draft_head_folder import SHIPPED, check_draft_head
+from specgen.loading.draft_head_folder import check_draft_head
 from specgen.loading.libraries import prepare_libraries
+from specgen.loading.names import SHIPPED
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import resolve_pair

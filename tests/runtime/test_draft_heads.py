@@ -304,7 +304,7 @@ def test_a_draft_for_tokens_outside_the_targets_vocabulary_is_refused(tmp_path: 
 @pytest.fixture
 def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes the package contain a draft for `target`."""
-    monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "drafts")
+    monkeypatch.setattr("specgen.loading.names.SHIPPED", tmp_path / "drafts")
     return write_draft(tmp_path / "drafts" / "toy", random_toy(0), **DRAFTS["subset"])
 
 
@@ -338,7 +338,7 @@ def test_auto_is_lookup_for_every_other_target(folders: dict[str, Path], shipped
 def test_auto_is_lookup_without_a_shipped_draft(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("specgen.loading.names.SHIPPED", tmp_path / "nothing")
 
     assert chosen(folders["target"]).settings.drafter == "lookup"
 
