@@ -1,11 +1,12 @@
-"""Marks tests that start processes, and reports tests that this machine could not run."""
+"""Marks tests that start processes or are thorough, and reports tests that could not run, or were long."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,6 +19,8 @@ STARTERS: tuple[object, ...] = (subprocess, pexpect, ForkedProcess, server_socke
 FORKS = {"fork", "forkpty"}
 """Functions of `os`."""
 ON_REQUEST = ("slow", "gpu", "server")
+THOROUGH_SECONDS = 0.2
+"""A test that computes longer is `thorough`, if a faster one sees the same kind of fault."""
 NEED = "needs "
 """How the reason of a skip begins that is for want of a kernel, a device or a library."""
 
@@ -58,6 +61,27 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def mark_thorough(items: Iterable[pytest.Item]) -> None:
+    """Marks with `thorough` the parameters that a test's marker `fast` leaves out. One of a test always stays."""
+    functions: dict[Any, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("fast") is not None:
+            functions[(item.parent, getattr(item, "originalname", item.name))].append(item)
+    for function in functions.values():
+        kept = [item for item in function if _is_fast(item)] or function[:1]
+        for item in function:
+            if item not in kept:
+                item.add_marker("thorough")
+
+
+def _is_fast(item: Any) -> bool:
+    marker = item.get_closest_marker("fast")
+    without: Sequence[str] = marker.kwargs.get("without", ())
+    patterns = marker.args or ("*",)
+    name = item.callspec.id
+    return any(fnmatchcase(name, one) for one in patterns) and not any(fnmatchcase(name, one) for one in without)
+
+
 def deselect_unless_requested(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects tests with a marker of `ON_REQUEST` that -m does not mention."""
     requested = str(config.option.markexpr)
@@ -81,3 +105,19 @@ def report_needs(config: pytest.Config) -> None:
     if needs:
         listed = ", ".join(f"{count} tests need {need}" for need, count in sorted(needs.items()))
         reporter.write_line(f"not run here: {listed}")
+
+
+def report_long(config: pytest.Config) -> None:
+    """Writes, after the fast lane, how many of its tests took longer than the rule of `thorough` allows."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput") or "not thorough" not in str(config.option.markexpr):
+        return
+    seconds: Counter[str] = Counter()
+    for report in (report for reports in reporter.stats.values() for report in reports):
+        seconds[getattr(report, "nodeid", "")] += getattr(report, "duration", 0.0)
+    long = [(name, taken) for name, taken in seconds.most_common() if name and taken > THOROUGH_SECONDS]
+    if long:
+        total = sum(taken for _, taken in long)
+        name, taken = long[0]
+        counted = f"{len(long)} of {len(seconds)} tests took more than {THOROUGH_SECONDS} s, {total:.0f} s together"
+        reporter.write_line(f"fast lane: {counted}; the longest took {taken:.1f} s: {name}")

@@ -40,8 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     collection.mark_processes(items)
+    collection.mark_thorough(items)
     collection.deselect_unless_requested(config, items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    collection.report_long(config)
     collection.report_needs(config)

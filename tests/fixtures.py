@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from specgen.core.errors import ModelNotFoundError
-from specgen.loading import libraries
+from specgen.loading import libraries, llama_trial
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.gguf import model_folder
 from specgen.storage.folders import STATE_VARIABLE
@@ -48,6 +49,14 @@ def no_collections() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libraries, "gc", NoCollections())
         patch.setattr(model_folder, "gc", NoCollections())
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_llama_trial() -> Iterator[None]:
+    """Computes llama.cpp's trial pass once, in a process of its own; it depends on the installed library alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_trial, "_run", functools.cache(llama_trial._run))
         yield
 
 

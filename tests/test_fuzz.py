@@ -12,6 +12,7 @@ from tests.fuzz.targets import TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.fast(without=("gguf",))
 def test_a_short_run_finds_nothing(name: str) -> None:
     make, check = TARGETS[name]
     source = random.Random(1)

@@ -75,6 +75,7 @@ COMMANDS = {
 
 @pytest.mark.usefixtures("checked_sampler")
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.fast("generate", "verify", "chat", "doctor")
 def test_no_command_contacts_anything(
     cli: Cli, attempts: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

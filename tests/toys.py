@@ -81,6 +81,7 @@ def token_id(token: str | bytes) -> int:
     return int(only)
 
 
+@cache
 def _byte_characters() -> list[str]:
     """Returns GPT-2's printable character for each byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

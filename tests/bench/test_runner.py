@@ -39,6 +39,7 @@ def speculative_seconds(rounds: list[tuple[int, int]]) -> float:
 
 
 @pytest.mark.parametrize("k", thorough_except([1, 5], [1, 2, 5]))
+@pytest.mark.fast("5")
 def test_every_figure_of_a_scripted_pair_is_exact(toys: dict[str, Path], clock: VirtualClock, k: int) -> None:
     report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (k,), SMALL))
 
@@ -220,6 +221,7 @@ def test_an_interrupt_in_the_middle_of_a_run_drops_that_run(
 
 
 @pytest.mark.parametrize("from_the_start", [True, False])
+@pytest.mark.fast("True")
 def test_a_failing_draft_is_skipped_and_reported(
     toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:

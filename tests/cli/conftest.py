@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("SPECGEN_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "HF_HUB_OFFLINE")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("SPECGEN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def quiet_llama_cpp() -> Iterator[None]:
+    """Removes what `-vv` adds to llama.cpp's logger: it writes to a stream that is closed after the test."""
+    logger = logging.getLogger("llama.cpp")
+    before, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = before
+    logger.setLevel(level)
 
 
 @pytest.fixture

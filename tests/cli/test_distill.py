@@ -100,6 +100,7 @@ def test_the_card_reports_data_loss_acceptance_and_cost(distill: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")])
+@pytest.mark.fast("flags1*")
 def test_texts_and_training_are_in_bfloat16_where_the_cpu_multiplies_it_fast(
     distill: Any, monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: str
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_pair_is_examined_from_files_and_tokenizers_alone(cli: Cli, toys: dict
     ("draft", "drafter"), [("none", "none"), ("lookup", "lookup"), ("{64}+lookup", "model+lookup")]
 )
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.fast("{64}*")
 def test_the_drafter_is_reported(cli: Cli, toys: dict[str, Path], draft: str, drafter: str) -> None:
     arguments = ("doctor", "-t", toys["target"], "-d", draft.replace("{64}", str(toys["64"])), *EXACT)
 

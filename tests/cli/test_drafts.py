@@ -218,6 +218,7 @@ def test_smaller_models_of_the_family_on_the_hub_are_ranked_without_a_download(c
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("way", ["offline", "unreachable"])
+@pytest.mark.fast("offline")
 def test_without_a_network_the_rest_is_ranked_and_a_note_says_why(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:

@@ -881,6 +881,7 @@ def test_a_refused_vocabulary_exits_with_4_before_weights_are_read(generate: Cli
 
 @pytest.mark.parametrize("vocab", ["auto", "shared", "text"])
 @pytest.mark.fault("F30")
+@pytest.mark.fast("text")
 def test_a_draft_with_another_vocabulary_writes_the_same_text(cli: Cli, tmp_path: Path, vocab: str) -> None:
     target, stranger = save_toy(tmp_path / "target"), save_stranger(tmp_path / "stranger")
     arguments = ("generate", "hello", "-t", target, *EXACT, "-k", "4", "--json")

@@ -16,6 +16,7 @@ from tests.hybrids import save_hybrid
     ("kind", "rollback", "snapshot_bytes"),
     [("FalconH1", "snapshot_and_replay", 4 * (80 * 4 + 4 * 16 * 8)), ("Lfm2", "crop", 4 * 2 * 32 * 3)],
 )
+@pytest.mark.fast("Lfm2*")
 def test_doctor_shows_the_rollback_and_the_memory_of_snapshots(
     cli: Cli, tmp_path: Path, kind: str, rollback: str, snapshot_bytes: int
 ) -> None:

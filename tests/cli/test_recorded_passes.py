@@ -56,6 +56,7 @@ def document(cli: Cli, *arguments: object) -> dict[str, object]:
     ],
     ids=["fixed", "auto", "same-text", "penalty"],
 )
+@pytest.mark.fast("auto")
 def test_generate_writes_the_same_text_as_on_plain_passes(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

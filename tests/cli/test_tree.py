@@ -31,6 +31,7 @@ def document(ended: Ended) -> Any:
     ("length", "tree"),
     thorough_except([("2", "5"), ("auto", "auto")], itertools.product(["2", "auto"], ["1", "5", "auto"])),
 )
+@pytest.mark.fast("*-sampled0")
 def test_a_tree_changes_no_text(cli: Cli, pair: list[str], tree: str, length: str, sampled: tuple[str, ...]) -> None:
     plain = document(cli("generate", "hello", *pair, "-k", "0", "--json", *sampled))
 

@@ -36,6 +36,7 @@ def costs_of(verify_cost: Costs) -> PassCosts:
 @pytest.mark.parametrize("policy", [auto, FixedLength], ids=["auto", "fixed"])
 @pytest.mark.parametrize("quality", [0.5, 0.8])
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
+@pytest.mark.fast(without=("*-0.5-auto",))
 def test_the_speedup_of_a_run_is_predicted(verify_cost: Costs, quality: float, policy: type[LengthPolicy]) -> None:
     limit = 16 if policy is auto else 5
     counts, measured = counted(Machine(verify_cost, DRAFT, quality).run(policy(), limit))
@@ -125,6 +126,7 @@ def expensive_catching_up(clock: VirtualClock, is_target: bool, num_tokens: int)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 7])
+@pytest.mark.fast("2")
 def test_the_benchmarks_prediction_holds_where_the_draft_catches_up_at_a_price(
     k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_unrolled_steps_are_those_of_the_saved_draft(tmp_path: Path, family: str
 @pytest.mark.parametrize("num_layers", thorough_except([2], [1, 2]))
 @pytest.mark.parametrize("kind", ["features", "layers"])
 @pytest.mark.parametrize("family", thorough_except(["Llama", "Mistral"], FAMILIES))
+@pytest.mark.fast("Llama-layers-2", "Llama-features-2")
 def test_unrolled_steps_are_those_of_inference(tmp_path: Path, family: str, kind: str, num_layers: int) -> None:
     """What is trained is what `DraftHeadModel` computes: the same layers, with other slots."""
     model = make_target(family)

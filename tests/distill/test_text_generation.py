@@ -27,6 +27,7 @@ def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1])) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast("Llama")
 def test_greedy_texts_of_a_batch_are_transformers_own(family: str) -> None:
     model = make_target(family)
 
@@ -34,6 +35,7 @@ def test_greedy_texts_of_a_batch_are_transformers_own(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast("Llama")
 def test_features_are_the_inputs_of_the_head(family: str) -> None:
     model = make_target(family)
 

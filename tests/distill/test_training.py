@@ -96,6 +96,7 @@ def test_a_draft_is_multiplied_in_the_type_of_its_target(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("kind", ["features", "layers"])
+@pytest.mark.fast("layers")
 def test_training_lowers_the_loss_in_bfloat16_as_in_float32(kind: Kind, tmp_path: Path) -> None:
     losses = list(trainer(kind).run(tmp_path / "checkpoint"))
     low = trainer(kind, torch.bfloat16)

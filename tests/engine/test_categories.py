@@ -43,6 +43,7 @@ def check_speeds(found: Speeds) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.fast("text 0.15 0.8")
 def test_a_kind_of_text_that_the_draft_cannot_guess_is_at_most_three_percent_slower_than_plain(name: str) -> None:
     check_speeds(limited(name))
 
@@ -156,6 +157,7 @@ def test_a_long_text_that_begins_badly_is_drafted_again_although_the_draft_has_t
 
 
 @pytest.mark.parametrize("reading", [0.0, 0.02, 0.05, 0.2])
+@pytest.mark.fast("0.0", "0.2")
 def test_a_long_text_that_the_draft_cannot_guess_loses_little(monkeypatch: pytest.MonkeyPatch, reading: float) -> None:
     assert speed_of_long_text(monkeypatch, LONG, reading) > 0.98
 

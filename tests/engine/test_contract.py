@@ -81,6 +81,7 @@ def sampled_text(engine: Engine, sampling: SamplingSettings) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.fast(without=("llama.cpp-qwen2",))
 def test_logits_are_those_of_the_model_itself(engine: Engine) -> None:
     found = rows(engine.make(), PROMPT, 8)
 
@@ -91,6 +92,7 @@ def test_logits_are_those_of_the_model_itself(engine: Engine) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=share_of_profile(1 / 8))
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
+@pytest.mark.fast(without=("llama.cpp-qwen2",))
 def test_rolling_back_equals_a_fresh_prefill(engine: Engine, steps: list[tuple[int, int]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     model, fresh = engine.make(), engine.make()
@@ -235,6 +237,15 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
 
 
 @pytest.mark.parametrize(("engine", "name", "num_draft_tokens"), GREEDY_CASES)
+@pytest.mark.fast(
+    without=(
+        "static*-other-8",
+        "static*-combined-8",
+        "transformers-*-other-8",
+        "transformers-*-combined-8",
+        "llama.cpp-*-other-1",
+    )
+)
 def test_greedy_text_equals_transformers_generate(engine: Engine, name: str, num_draft_tokens: int) -> None:
     events = run_events(
         kept(engine, "target"),
@@ -251,6 +262,7 @@ def test_greedy_text_equals_transformers_generate(engine: Engine, name: str, num
 
 @pytest.mark.parametrize("engine", TEXT_ENGINES)
 @pytest.mark.parametrize("name", thorough_except(["other"], ["self", "other", "random"]))
+@pytest.mark.fast("other-decoder-*", "other-llama.cpp-llama", "other-static-llama")
 def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> None:
     sampling = SamplingSettings(temperature=0.8, seed=7, same_text=True)
 
@@ -266,6 +278,7 @@ def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> No
 
 
 @pytest.mark.parametrize("engine", TEXT_ENGINES)
+@pytest.mark.fast(without=("transformers-mistral", "static-whole-mistral"))
 def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: Engine) -> None:
     target, draft = kept(engine, "target"), kept(engine, "draft", seed=1)
     drafter = ModelDrafter(draft, 96, sampler())

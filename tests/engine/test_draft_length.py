@@ -148,6 +148,7 @@ def test_the_best_fixed_length_has_the_speed_of_the_simulated_clock() -> None:
     ),
 )
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
+@pytest.mark.fast(without=("steep-0.4-0.9", "flat-0.4-0.6", "flat-0.0-0.9"))
 def test_auto_comes_close_to_the_best_fixed_length(verify_cost: Costs, draft_cost: float, quality: float) -> None:
     machine = (verify_cost, draft_cost, quality)
     seeds, floor = CHANCY.get(machine, (range(1), 0.97))
@@ -160,6 +161,7 @@ def test_auto_comes_close_to_the_best_fixed_length(verify_cost: Costs, draft_cos
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
 @pytest.mark.parametrize("draft_cost", [0.0, 0.4, 1.5])
 @pytest.mark.fault("F47")
+@pytest.mark.fast("0.4-steep", "1.5-flat", "0.0-stepped")
 def test_a_hopeless_draft_costs_at_most_five_percent(verify_cost: Costs, draft_cost: float) -> None:
     machine = Machine(verify_cost, draft_cost, quality=0.0, confidence_is_informative=False)
 
@@ -178,6 +180,7 @@ def test_a_draft_that_gets_better_is_taken_up_again() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.85, 1.15])
+@pytest.mark.fast("1.15")
 def test_a_machine_that_becomes_faster_or_slower_does_not_keep_a_draft_that_lost_its_gain(factor: float) -> None:
     def costs(num_tokens: int) -> float:
         # Every pass of the target changes its pace between two answers; the draft's does not.

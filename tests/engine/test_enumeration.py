@@ -195,6 +195,15 @@ RULES = [
 
 
 @pytest.mark.parametrize(("case", "processors", "verification"), RULES)
+@pytest.mark.fast(
+    without=(
+        "other model-plain-token",
+        "other model-penalty-*",
+        "stops when unsure-plain-*",
+        "stops when unsure-all-token",
+        "subset-plain-token",
+    )
+)
 def test_every_processor_keeps_the_distribution_of_three_tokens(case: Case, processors: str, verification: str) -> None:
     sampling = PROCESSORS[processors]
 
@@ -217,6 +226,7 @@ SIZES = [(3, 1, 3), (4, 1, 3), (4, 2, 3), (5, 1, 2)]
         if sizes != (4, 2, 3) or case is OTHER_MODEL
     ],
 )
+@pytest.mark.fast(without=("other model-4-*", "*-4-1-3"))
 def test_every_draft_length_and_vocabulary_keeps_the_distribution(
     case: Case, vocab_size: int, num_draft_tokens: int, num_tokens: int
 ) -> None:

@@ -74,6 +74,7 @@ def generated(values: dict[str, Any], ends: Sequence[int]) -> list[int]:
 
 @pytest.mark.fault("F96")
 @pytest.mark.parametrize("name", thorough_except(DIFFERENT, RULES))
+@pytest.mark.fast("all", "min_length")
 def test_the_text_is_that_of_generate_with_any_draft(name: str) -> None:
     ends = ends_of(RULES[name])
     expected, rules = generated(RULES[name], sorted(ends)), rules_of(RULES[name], ends)

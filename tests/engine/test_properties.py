@@ -266,6 +266,7 @@ MACHINES = [CacheMachine, WindowedCacheMachine, TransformersCacheMachine, Window
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.fast("*CacheMachine", without=("*Transformers*",))
 def test_p11_any_order_of_feeding_and_rewinding_equals_a_fresh_prefill(machine: type[CacheMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

@@ -65,16 +65,19 @@ def test_lookup_drafts_on_a_steep_machine_where_matches_hold() -> None:
 
 
 @pytest.mark.parametrize("name", ["bf16", "nf4", "llama.cpp"])
+@pytest.mark.fast("nf4")
 def test_lookup_loses_at_most_two_percent_where_matches_mean_nothing(name: str) -> None:
     assert mean_speed(FREE, MACHINES[name], "lookup") >= 0.98
 
 
 @pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.fast("bf16")
 def test_lookup_that_learns_the_costs_as_it_goes_loses_little_more(name: str) -> None:
     assert fmean(speed(trace, MACHINES[name], "lookup") for trace in FREE) >= 0.96
 
 
 @pytest.mark.parametrize("name", ["bf16", "nf4"])
+@pytest.mark.fast("bf16")
 def test_lookup_with_a_good_model_wins_on_edits_and_costs_little_elsewhere(name: str) -> None:
     machine = MACHINES[name]
 

@@ -51,12 +51,14 @@ def best_speed(machine: tuple[Costs, float, float]) -> float:
 
 
 @pytest.mark.parametrize("machine", LOSING, ids=lambda machine: f"{machine[1]}-{machine[2]}")
+@pytest.mark.fast("0.2-0.0")
 def test_a_draft_that_does_not_pay_loses_little_in_a_short_text(machine: tuple[Costs, float, float]) -> None:
     assert best_speed(machine) == 1.0
     assert speed(machine, lambda: knowing(*machine[:2])) >= 0.975
 
 
 @pytest.mark.parametrize("machine", WINNING, ids=lambda machine: f"{machine[1]}-{machine[2]}")
+@pytest.mark.fast("0.4-0.85")
 def test_a_draft_that_pays_is_as_fast_as_at_its_best_fixed_length(machine: tuple[Costs, float, float]) -> None:
     assert speed(machine, lambda: knowing(*machine[:2])) >= 0.97 * best_speed(machine)
 

@@ -94,6 +94,15 @@ RULES = [
 
 
 @pytest.mark.parametrize(("pair", "processors", "verification"), RULES)
+@pytest.mark.fast(
+    "partial overlap-top*",
+    "partial overlap-greedy*",
+    "partial overlap-plain-block",
+    "partial overlap-all-token",
+    "one token*",
+    "disjoint*",
+    "the draft's inside*-all-block",
+)
 def test_shared_tokens_keep_the_distribution(pair: str, processors: str, verification: str) -> None:
     sampling = PROCESSORS[processors]
 

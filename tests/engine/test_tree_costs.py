@@ -212,6 +212,7 @@ def test_a_draft_whose_rows_cost_whole_passes_continues_one_branch_at_a_time() -
     [(lambda n: 0.2, flat), (lambda n: 0.2 * n, flat), (lambda n: 0.1 * n, lambda n: 0.85 + 0.15 * n)],
     ids=["cheap", "steep", "steep-both"],
 )
+@pytest.mark.fast("cheap")
 def test_trees_by_cost_are_not_slower_than_chains(draft_price: Price, target_price: Price) -> None:
     trees, chains = (answer(draft_price, target_price, has_trees=has) for has in (True, False))
 

@@ -147,6 +147,7 @@ def check_round(make: Make, size: int = 3, processors: str = "plain", num_tokens
     ),
     ids=str,
 )
+@pytest.mark.fast(without=("(-1, 0, 0, -1, 3*",))
 def test_every_shape_keeps_the_distribution_with_every_processor(shape: tuple[int, ...], processors: str) -> None:
     check_round(shaped(shape), processors=processors)
 
@@ -159,6 +160,7 @@ def test_larger_vocabularies_keep_the_distribution(size: int, shape: tuple[int, 
 
 @pytest.mark.parametrize("processors", PROCESSORS)
 @pytest.mark.parametrize("num_nodes", [1, 3])
+@pytest.mark.fast(without=("3-temperature", "3-penalty"))
 def test_grown_trees_keep_the_distribution_with_every_processor(num_nodes: int, processors: str) -> None:
     check_round(grown(num_nodes), processors=processors)
 
@@ -257,6 +259,7 @@ def test_greedy_text_with_random_trees_equals_transformers_generate(kind: str) -
 @pytest.mark.parametrize("num_nodes", thorough_except([3, 16], [1, 3, 8, 16]))
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", test_greedy_equality.KINDS)
+@pytest.mark.fast(without=("*-1-16",))
 def test_greedy_text_with_grown_trees_equals_transformers_generate(kind: str, seed: int, num_nodes: int) -> None:
     events = greedy(kind, tree_drafter(seed, kind), draft_length=TreeLength(num_nodes))
 
@@ -265,6 +268,7 @@ def test_greedy_text_with_grown_trees_equals_transformers_generate(kind: str, se
 
 
 @pytest.mark.parametrize("name", thorough_except(("bad_words_ids", "all"), test_forbidden_tokens.RULES))
+@pytest.mark.fast("all")
 def test_forbidden_tokens_are_those_of_the_path_to_each_token(name: str) -> None:
     values = test_forbidden_tokens.RULES[name]
     ends = test_forbidden_tokens.ends_of(values)
@@ -314,6 +318,7 @@ SAMPLED = SamplingSettings(temperature=1.0)
 
 @pytest.mark.parametrize("sampling", [SamplingSettings(temperature=0.0), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.fast("0-*")
 def test_accepted_tokens_that_the_draft_has_read_are_not_read_again(seed: int, sampling: SamplingSettings) -> None:
     made = Sampler(sampling, TorchRandomness(seed, CPU))
     drafter = Watched(cached(tiny_model("llama", seed)), 96, made)
@@ -337,6 +342,7 @@ def test_accepted_tokens_that_the_draft_has_read_are_not_read_again(seed: int, s
 
 @pytest.mark.parametrize("num_nodes", [1, 4, 12])
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.fast("0-1", "1-12")
 def test_one_seed_gives_one_text_with_any_tree(seed: int, num_nodes: int) -> None:
     tied = Sampler(test_same_text.SAMPLING, TorchRandomness(0, CPU), test_same_text.noise())
     drafter = tree_drafter(seed, sampler=tied)
@@ -374,11 +380,13 @@ def tied_texts(make: Callable[[Sampler], tuple[Drafter, LengthPolicy | None]], s
 
 @pytest.mark.parametrize("processors", [name for name in PROCESSORS if name != "greedy"])
 @pytest.mark.parametrize("num_nodes", thorough_except([6], [3, 6]))
+@pytest.mark.fast("6-plain", "6-all")
 def test_every_noise_gives_the_targets_text_with_grown_trees(num_nodes: int, processors: str) -> None:
     tied_texts(lambda made: (TreeDrafter(TableModel(table(3, 2)), 3, made), TreeLength(num_nodes)), 3, processors)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.fast("(-1,)", "(-1, 0, 0, -1)")
 def test_every_noise_gives_the_targets_text_with_every_shape(shape: tuple[int, ...]) -> None:
     sampling = replace(PROCESSORS["all"], temperature=0.0)
     tied_texts(lambda made: (ShapedDrafter(shape, 3, sampling, TorchRandomness(0, CPU)), None), 3, "all")
@@ -610,6 +618,7 @@ def unlikely_token_dropped_after_it_was_drawn(plant: pytest.MonkeyPatch) -> None
     ],
     ids=lambda bug: bug.__name__,
 )
+@pytest.mark.fast("sibling_not*", "row_of*")
 def test_a_planted_bug_in_the_law_is_caught(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

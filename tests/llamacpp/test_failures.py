@@ -74,6 +74,7 @@ def test_the_info_describes_what_runs(path: Path) -> None:
 
 @pytest.mark.fault("F93")
 @pytest.mark.parametrize("kind", [4, 5])
+@pytest.mark.fast("5")
 def test_a_special_token_that_is_none_is_as_if_its_key_were_missing(path: Path, folder: Path, kind: int) -> None:
     data, key = path.read_bytes(), b"tokenizer.ggml.eos_token_id"
     at = data.index(key) + len(key)
@@ -98,6 +99,7 @@ def test_a_file_without_a_tensor_is_refused_with_llama_cpps_reason(
 
 
 @pytest.mark.parametrize("damage", ["cut", "magic", "empty", "tensor-count"])
+@pytest.mark.fast("cut")
 def test_a_damaged_file_is_refused_before_llama_cpp_sees_it(
     damage: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

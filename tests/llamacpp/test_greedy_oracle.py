@@ -26,6 +26,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "repeating", "long"])
 @pytest.mark.parametrize("k", [0, 4])
+@pytest.mark.fast("4-long")
 def test_the_greedy_text_equals_llama_cpp_pythons_own(path: Path, prompt: list[int], k: int) -> None:
     from llama_cpp import Llama
 

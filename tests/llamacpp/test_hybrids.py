@@ -68,6 +68,7 @@ def half_right(answer: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["none", "lookup", "itself", "right", "wrong", "half right", "random"])
+@pytest.mark.fast("lfm2-*right", "lfm2-lookup", "mamba2-half right", "qwen35-half right")
 def test_greedy_text_equals_llama_cpp_pythons_own(weights: Any, expected: list[int], kind: str) -> None:
     drafters: dict[str, Callable[[], Any]] = {
         "none": NoDrafter,
@@ -134,6 +135,7 @@ def test_the_next_turn_returns_to_the_end_of_the_last_prompt(weights: Any) -> No
     assert chatting.length == len(PROMPT) - 1
 
 
+@pytest.mark.fast("mamba2")
 def test_the_self_test_measures_how_recurrent_rules_round(weights: Any) -> None:
     target, together = model(weights), model(weights)
     check = check_batch_invariance(target)
@@ -199,6 +201,7 @@ def _stale_copies_at_prompts(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize("plant", [_stale_states, _replay_one_short, _states_not_restored])
+@pytest.mark.fast("lfm2-*")
 def test_a_planted_bug_is_caught(weights: Any, expected: list[int], plant: Callable[[Patch], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
@@ -248,6 +251,7 @@ def test_the_best_copy_is_the_longest_that_fits() -> None:
     assert next(copies) == 6
 
 
+@pytest.mark.fast("mamba2")
 def test_doctor_shows_the_size_of_the_states_that_are_restored(path: Path, weights: Any) -> None:
     target = model(weights)
     target.feed(PROMPT)

@@ -152,6 +152,7 @@ def test_options_of_llama_cpp_are_refused_for_transformers(files: dict[str, Path
 
 
 @pytest.mark.parametrize(("target", "draft"), [("gguf", "gguf"), ("gguf", "folder"), ("folder", "gguf")])
+@pytest.mark.fast("gguf-folder")
 def test_either_backend_drafts_for_either(files: dict[str, Path], target: str, draft: str) -> None:
     models = opened(named(files[target]), named(files[draft]))
 
@@ -164,6 +165,7 @@ def test_either_backend_drafts_for_either(files: dict[str, Path], target: str, d
 
 
 @pytest.mark.parametrize("target", ["gguf", "folder"])
+@pytest.mark.fast("folder")
 def test_a_wrong_draft_changes_no_text(files: dict[str, Path], target: str) -> None:
     generation = answer(opened(named(files[target]), named(files["wrong"])))
 

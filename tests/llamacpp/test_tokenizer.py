@@ -56,6 +56,7 @@ def byte_level_gguf(path: Path, pre: str) -> Path:
 # Without a name, llama.cpp warns and splits by a rule of its own; transformers, as GPT-2.
 @pytest.mark.fault("F104", "F106")
 @pytest.mark.parametrize("pre", sorted(_SPLITTINGS.keys() - {"default"}))
+@pytest.mark.fast("qwen2", "llama-bpe", "gpt-4o", "tekken", "smollm")
 def test_text_is_split_as_llama_cpp_splits_it(tmp_path: Path, pre: str) -> None:
     import llama_cpp
 
@@ -71,6 +72,7 @@ def test_text_is_split_as_llama_cpp_splits_it(tmp_path: Path, pre: str) -> None:
 @pytest.mark.fault("F107")
 @pytest.mark.parametrize("backend", ["torch", "llama.cpp"])
 @pytest.mark.parametrize("has_table", [True, False])
+@pytest.mark.fast("*-torch", "True-*")
 def test_a_gguf_does_not_take_the_tokenizer_of_its_neighbours(tmp_path: Path, backend: str, has_table: bool) -> None:
     own, shared = tmp_path / "own", make_folder(tmp_path / "shared", tokens=words(40))
     own.mkdir()

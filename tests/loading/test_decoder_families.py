@@ -196,6 +196,7 @@ ACCEPTED: dict[str, int] = {
 
 
 @pytest.mark.parametrize("model_type", thorough_except(["llama", "gemma3_text", "smollm3", "granite"], CLASSES))
+@pytest.mark.fast("llama", "granite")
 def test_a_short_config_with_two_changed_values_gives_the_spec_of_the_completed_one(model_type: str) -> None:
     base = {"model_type": model_type, **TINY, "pad_token_id": 0}
     known = {*plain(model_type), "sliding_window_pattern"}

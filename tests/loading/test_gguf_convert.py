@@ -86,6 +86,7 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
     ("kind", "dtype"),
     [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16), ("Q8_0", torch.bfloat16)],
 )
+@pytest.mark.fast("*-True", "BF16-*-False")
 def test_weights_in_floats_keep_their_type(
     tmp_path: Path, kind: str, dtype: torch.dtype, is_unpacked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def assert_equals_the_library(path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast("qwen2")
 def test_weights_and_spec_equal_the_librarys_bit_for_bit(tmp_path: Path, family: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -208,6 +209,7 @@ def test_a_file_without_a_head_has_tied_embeddings(tmp_path: Path, family: str) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast("qwen2", "gemma2")
 def test_a_converted_file_has_the_logits_of_the_librarys_model(tmp_path: Path, family: str) -> None:
     # Each weight in each type is compared above. Gemma 3 repeats its kinds of layers after six.
     path = write(tmp_path / "tiny.gguf", family, types=("Q8_0",), num_layers=LAYERS if family == "gemma3" else 2)

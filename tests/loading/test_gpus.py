@@ -259,6 +259,7 @@ class FailingRecorder:
 
 @pytest.mark.parametrize("role", ["target", "draft"])
 @pytest.mark.parametrize("backend", ["torch", "transformers"])
+@pytest.mark.fast("torch-*")
 def test_a_model_that_can_not_be_recorded_runs_plainly_with_one_notice(
     folder: Path, backend: Any, role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:

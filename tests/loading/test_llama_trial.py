@@ -40,6 +40,8 @@ def runs(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(package))
     monkeypatch.setattr(llama_trial, "has_llama_cpp", lambda: True)
+    # Other tests compute the trial once: tests.fixtures.one_llama_trial.
+    monkeypatch.setattr(llama_trial, "_run", llama_trial._run.__wrapped__)
     return package
 
 

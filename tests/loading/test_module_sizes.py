@@ -61,6 +61,7 @@ def test_modules_are_counted_by_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "quant"), [("float32", "none"), ("float16", "none"), ("float32", "int8")])
 @pytest.mark.fault("F146")
+@pytest.mark.fast("olmoe-float16-none", "gpt2-float32-int8")
 def test_the_memory_of_wide_weights_is_counted(folder: Path, dtype: str, quant: str) -> None:
     if not (has_int8_matmul() if quant == "int8" else has_float16_matmul()):
         pytest.skip("needs packed products")
@@ -75,6 +76,9 @@ def test_the_memory_of_wide_weights_is_counted(folder: Path, dtype: str, quant: 
 @pytest.mark.parametrize(
     ("stored", "quant"),
     [("float32", "none"), ("bfloat16", "none"), ("float16", "none"), ("bfloat16", "int8"), ("bfloat16", "nf4")],
+)
+@pytest.mark.fast(
+    "bfloat16-none-torch-True", "bfloat16-int8-torch-*", "bfloat16-nf4-transformers-True", "float16-none-torch-True"
 )
 def test_the_memory_of_a_large_vocabulary_is_counted(
     tmp_path: Path, stored: str, quant: str, backend: BackendName, is_tied: bool
@@ -96,6 +100,7 @@ def test_the_memory_of_a_large_vocabulary_is_counted(
 
 @pytest.mark.parametrize(("dtype", "quant"), [("float16", "none"), ("float32", "int8")])
 @pytest.mark.fault("F146")
+@pytest.mark.fast("gpt2-float16-none", "olmoe-float32-int8")
 def test_the_share_of_the_weights_in_the_format_is_shown(folder: Path, dtype: str, quant: str) -> None:
     if not (has_int8_matmul() if quant == "int8" else has_float16_matmul()):
         pytest.skip("needs packed products")

@@ -163,6 +163,7 @@ def test_a_draft_after_a_long_prompt_does_not_change_the_greedy_text(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.fast("dtype1")
 def test_a_draft_of_any_length_does_not_change_the_greedy_text(tmp_path: Path, dtype: torch.dtype) -> None:
     folder, prompt = stored_in(dtype, tmp_path / "tiny"), [5, 6, 7]
     target = loaded(folder)
@@ -268,6 +269,7 @@ def test_the_planned_memory_of_a_draft_head_leaves_out_its_targets_head(tmp_path
 
 
 @pytest.mark.parametrize(("stored", "kind"), [("bfloat16", BFloat16Linear), ("float16", NativeFloat16Linear)])
+@pytest.mark.fast("float16*")
 def test_the_kernel_is_what_is_timed_for_weights_as_stored(
     stored: str, kind: type[FloatLinear], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_of_the_head_of_a_draft_with_many_tokens_the_part_that_is_always_compute
     ],
 )
 @pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+@pytest.mark.fast("none-none-*", "nf4-none-None", "int8-int8-50", "nf4-nf4-50")
 def test_what_a_loaded_draft_head_multiplies_is_read(
     tmp_path: Path, quant: Quantization, of_target: Quantization, num_draft_ids: int | None
 ) -> None:
@@ -256,6 +257,7 @@ QUANTS = ("auto", "none", "int8", "nf4")
     ],
 )
 @pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+@pytest.mark.fast("float32-none-*-None", "bfloat16-*-auto-None", "bfloat16-none-*-50")
 def test_the_planned_draft_head_is_the_loaded_one(
     tmp_path: Path, stored: str, of_target: Quantization, quant: Quantization, num_draft_ids: int | None
 ) -> None:

@@ -172,6 +172,7 @@ def test_weights_in_several_files_are_read(tmp_path: Path, backend: BackendName)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "int8"])
+@pytest.mark.fast("torch-*", "transformers-nf4")
 def test_the_layers_have_the_requested_weight_format(
     tmp_path: Path, quant: str, monkeypatch: pytest.MonkeyPatch, backend: BackendName
 ) -> None:
@@ -186,6 +187,7 @@ def test_the_layers_have_the_requested_weight_format(
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "int8"])
+@pytest.mark.fast("int8", "nf4")
 def test_a_weight_format_gives_the_logits_that_transformers_gives_with_it(tmp_path: Path, quant: str) -> None:
     folder = make_folder(tmp_path / "wide", hidden_size=128, intermediate_size=256)
 
@@ -358,6 +360,7 @@ def test_a_model_larger_than_the_free_memory_is_reported(
 
 @pytest.mark.parametrize("quant", ["none", "int8", "nf4"])
 @pytest.mark.fault("F41")
+@pytest.mark.fast("torch-none", "torch-int8", "transformers-none")
 def test_the_memory_estimate_is_within_a_quarter(tmp_path: Path, quant: str, backend: BackendName) -> None:
     folder = make_folder(tmp_path / "wide", hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
     loaded = load(folder, backend, quant=quant)
@@ -389,6 +392,7 @@ def test_stored_types_and_orders_of_a_file_do_not_matter(folder: Path, form: str
 
 @pytest.mark.fault("F172")
 @pytest.mark.parametrize("change", ["no metadata", "byte order marks", "utf-16"])
+@pytest.mark.fast("torch-*", "transformers-utf-16")
 def test_json_files_that_transformers_can_not_read_are_read(folder: Path, backend: BackendName, change: str) -> None:
     expected = load(folder, backend).model.logits(IDS, 1)
     weights = folder / "model.safetensors"

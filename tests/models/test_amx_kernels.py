@@ -84,6 +84,7 @@ def assert_product(outputs: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) 
 @needs_amx
 @pytest.mark.parametrize("sizes", [(32, 64), (33, 128), (130, 576), (1000, 192), (64, 8960)])
 @pytest.mark.parametrize("kind", ["nothing", "norm", "gate"])
+@pytest.mark.fast(without=("*-sizes4",))
 def test_int8_has_the_bits_of_the_kernel_on_vectors(sizes: tuple[int, int], kind: str) -> None:
     torch.manual_seed(sizes[0])
     on_amx, on_vectors = int8_pair(torch.randn(sizes), torch.randn(sizes[0]))
@@ -96,6 +97,7 @@ def test_int8_has_the_bits_of_the_kernel_on_vectors(sizes: tuple[int, int], kind
 @needs_amx
 @pytest.mark.parametrize("sizes", [(5, 64), (16, 64), (40, 192), (130, 576), (64, 8960)])
 @pytest.mark.parametrize("kind", ["nothing", "norm", "gate"])
+@pytest.mark.fast(without=("*-sizes4",))
 def test_nf4_has_the_bits_of_the_kernel_on_vectors(sizes: tuple[int, int], kind: str) -> None:
     torch.manual_seed(sizes[0])
     weight, bias = torch.randn(sizes), torch.randn(sizes[0])
@@ -184,6 +186,7 @@ def test_weights_of_few_outputs_run_on_vectors() -> None:
         ("i32 240>", "i32 224>"),
     ],
 )
+@pytest.mark.fast("*zeroinitializer")
 def test_a_planted_bug_in_int8_is_noticed(old: str, new: str) -> None:
     weight, rows = torch.randn(72, 128), torch.randn(19, 128)
     code = planted(rounding_code(int8_tiles(WIDE, INT8_ROWS_ON_VECTORS)) + columns_code(int8_amx()), old, new)
@@ -203,6 +206,7 @@ def test_a_planted_bug_in_int8_is_noticed(old: str, new: str) -> None:
         ("fadd <16 x float> %total, %biases", "fadd <16 x float> %total, %total"),
     ],
 )
+@pytest.mark.fast("fsub*")
 def test_a_planted_bug_in_bfloat16_is_noticed(old: str, new: str) -> None:
     weight, bias, rows = torch.randn(72, 128).bfloat16(), torch.randn(72), torch.randn(19, 128)
     code = planted(columns_code(bfloat16_amx()), old, new)
@@ -224,6 +228,7 @@ def test_a_planted_bug_in_bfloat16_is_noticed(old: str, new: str) -> None:
         ("%sums_from_offset = mul i64 %scales_index, 576", "%sums_from_offset = mul i64 %scales_index, 512"),
     ],
 )
+@pytest.mark.thorough
 def test_a_planted_bug_in_nf4_is_noticed(old: str, new: str) -> None:
     # Two times as many blocks as go through each loop at once, and a few more.
     weight, rows = torch.randn(40, 64 * 35), torch.randn(9, 64 * 35)
@@ -249,6 +254,7 @@ def planted(code: str, old: str, new: str) -> NativeCode:
     ],
     ids=["int8", "bfloat16", "nf4"],
 )
+@pytest.mark.fast(without=("nf4",))
 def test_code_is_valid_for_a_cpu_with_amx(text: str, instruction: str) -> None:
     llvm = pytest.importorskip("llvmlite.binding")
     llvm.initialize_all_targets()

@@ -108,6 +108,7 @@ def test_a_difference_is_a_share_of_the_spread() -> None:
 
 @pytest.mark.fault("F145")
 @pytest.mark.parametrize("model_type", BROKEN)
+@pytest.mark.fast(without=("prophetnet",))
 def test_architectures_that_fail_after_a_cache_are_refused_when_they_are_loaded(
     model_type: str, tmp_path: Path
 ) -> None:

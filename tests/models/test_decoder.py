@@ -187,6 +187,7 @@ def test_a_spec_is_the_same_from_a_short_and_from_a_full_config(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", thorough_except(DIFFERENT, FAMILIES))
+@pytest.mark.fast(without=("gemma2",))
 def test_bfloat16_text_differs_from_generate_only_at_near_ties(kind: str) -> None:
     """Where transformers chooses another token, its logits of both tokens are within a few roundings."""
     model = built(kind, torch.bfloat16)

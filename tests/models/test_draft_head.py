@@ -58,6 +58,7 @@ def greedy_text(model: Any, num_tokens: int) -> list[int]:
 @pytest.mark.parametrize("ids", [None, SUBSET], ids=["all-ids", "subset"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.fast("llama-*", "qwen3-*")
 def test_logits_equal_the_formats_definition(
     root: Path, name: str, kind: str, ids: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +277,7 @@ def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) ->
         *(pytest.param(kind, 2, marks=pytest.mark.thorough) for kind in ("mistral", "qwen2", "qwen3")),
     ],
 )
+@pytest.mark.fast("*oracle", "llama-2-head subset", "llama-8-head layers")
 def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: int) -> None:
     model = built(kind)
     target = decoder_model(model, 96)
@@ -302,6 +304,7 @@ def test_a_draft_of_a_subset_proposes_only_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.fast("*oracle", "head layers")
 def test_with_same_text_the_draft_does_not_change_the_sampled_text(name: str) -> None:
     sampling = SamplingSettings(temperature=0.9, top_k=40, repetition_penalty=1.1, seed=7, same_text=True)
     model = built("llama")

@@ -179,6 +179,7 @@ def test_other_sizes_and_types_do_not_fit(sizes: tuple[int, int], dtype: torch.d
         ("fadd <4 x float> %sum4, %biases", "fadd <4 x float> %sum4, %sum4"),
     ],
 )
+@pytest.mark.fast("i64*")
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
     text = complete_text(float_code(32, torch.bfloat16), PROLOGUES)
     assert old in text

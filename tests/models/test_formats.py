@@ -194,6 +194,7 @@ def test_a_packed_decoder_computes_what_transformers_computes_with_packed_layers
 
 @needs_kernels
 @pytest.mark.parametrize("linear", [float16_linear, bfloat16_linear, int8_linear])
+@pytest.mark.fast("float16_linear")
 def test_a_draft_of_any_length_does_not_change_the_greedy_text(linear: MakeLinear) -> None:
     model = build("llama")
     prompt = [5, 6, 7]

@@ -115,6 +115,7 @@ def test_rows_of_another_size_are_refused() -> None:
         (GELU, "fmul <16 x float> %gate, %slope", "fmul <16 x float> %slope, %slope"),
     ],
 )
+@pytest.mark.fast("2-fmul*", "3-br*")
 def test_a_planted_bug_is_noticed(kind: int, old: str, new: str) -> None:
     vectors = cpu_vectors()
     assert vectors is not None

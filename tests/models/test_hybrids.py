@@ -35,6 +35,7 @@ on_each = pytest.mark.parametrize("kind", HYBRIDS)
 
 @pytest.mark.parametrize("name", thorough_except(["always-wrong"], ["lookup", "always-wrong"]))
 @on_each
+@pytest.mark.fast("Lfm2-*", "Mamba2-*", "Qwen3Next-*")
 def test_greedy_text_equals_transformers_generate(kind: str, name: str) -> None:
     check_greedy(kind, name)
 
@@ -55,6 +56,7 @@ def test_drafts_rejected_at_every_position_keep_the_distribution(kind: str) -> N
 
 
 @on_each
+@pytest.mark.fast("Lfm2", "Mamba2", "Qwen3_5")
 def test_a_rejected_draft_leaves_the_states_as_if_it_had_never_been_fed(kind: str) -> None:
     check_states(kind)
 

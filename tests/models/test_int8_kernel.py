@@ -113,6 +113,7 @@ def test_the_largest_sums_do_not_overflow(sign: int) -> None:
         ("i32 3, i32", "i32 2, i32"),
     ],
 )
+@pytest.mark.fast("*-AVX-VNNI")
 def test_a_planted_bug_is_noticed(vectors: CpuVectors, old: str, new: str) -> None:
     text = kernel_text(int8_tiles(vectors), PROLOGUES)
     assert old in text

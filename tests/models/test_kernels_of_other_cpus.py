@@ -22,6 +22,7 @@ from specgen.models.vector_code import CpuVectors, Tiles
         (CpuVectors(32, has_vnni=False), "haswell", "vpmaddubsw", "%ymm"),
     ],
 )
+@pytest.mark.fast("*-int8_tiles")
 def test_code_is_valid_for_each_kind_of_vectors(
     tiles: Callable[[CpuVectors], Tiles], vectors: CpuVectors, cpu: str, instruction: str, register: str
 ) -> None:

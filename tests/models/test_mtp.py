@@ -79,6 +79,7 @@ def slow(kind: str) -> SlowMtp:
 
 
 @pytest.mark.parametrize("kind", referenced(KINDS))
+@pytest.mark.fast("Mellum", "Qwen3_5", "DeepseekV3")
 def test_logits_equal_the_reference_at_each_depth(kind: str, open_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 3)
     monkeypatch.setattr(draft_head, "PREFILL_CHUNK", 4)
@@ -130,6 +131,7 @@ def run_machine(kind: str, opened: Any, num_steps: int = 12) -> None:
 
 # A recurrence, a plain cache, and a window that is full soon, after which a rewind empties the target's cache.
 @pytest.mark.parametrize("kind", referenced(("Qwen3_5", "Glm4Moe", "Mellum")))
+@pytest.mark.fast("Mellum")
 def test_any_order_of_rounds_and_rewinds_equals_a_pass_over_the_whole_text(kind: str, open_pair: Any) -> None:
     run_machine(kind, open_pair)
 

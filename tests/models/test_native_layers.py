@@ -97,6 +97,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast("llama-bias", "linear-rope", "mistral-window", "gemma3", "qwen3")
 def test_passes_of_all_families_are_those_of_layers_one_by_one(family: str) -> None:
     model = model_of(family)
     with one_by_one():
@@ -110,6 +111,7 @@ def test_passes_of_all_families_are_those_of_layers_one_by_one(family: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fast("BFloat16Linear", "Nf4Linear")
 def test_passes_in_all_formats_are_those_of_layers_one_by_one(kind: PackedKind) -> None:
     model = model_of("llama-bias", kind)
     with one_by_one():
@@ -251,6 +253,7 @@ def test_the_last_norm_is_that_of_torch(family: str) -> None:
         ),
     ],
 )
+@pytest.mark.fast("granite*")
 def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, family: str, old: str, new: str) -> None:
     text = step_code(PROLOGUES)
     assert old in text

@@ -138,6 +138,7 @@ BUGS = [
         if vectors is ALL_VECTORS[-1] or bug in (BUGS[0], BUGS[-1])
     ],
 )
+@pytest.mark.fast("AVX-VNNI-5", "AVX2-0")
 def test_a_planted_bug_is_noticed(vectors: CpuVectors, old: str, new: str) -> None:
     tiles = nf4_tiles(vectors)
     text = kernel_text(tiles, PROLOGUES)

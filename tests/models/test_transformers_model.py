@@ -196,6 +196,7 @@ def longrope_model(kind: str = "phi3") -> Any:
         ],
     ),
 )
+@pytest.mark.fast("phi3-25")
 def test_a_text_around_the_switch_of_longrope_is_generate_s(
     kind: str, num_prompt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

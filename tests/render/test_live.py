@@ -51,6 +51,7 @@ def _streamed(events: list[TextEvent]) -> str:
 
 @pytest.mark.parametrize("columns", thorough_except([20], [20, 80]))
 @pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.fast("cjk-20")
 def test_scrollback_equals_plain_streaming(kind: str, columns: int) -> None:
     @given(generations(TEXTS[kind], max_rounds=40))
     @settings(max_examples=num_examples(40))

@@ -74,6 +74,7 @@ OTHER_TEMPLATES = (QWEN_TEMPLATE, NO_SYSTEM_TEMPLATE)
         [*itertools.product((None, REWRITING_TEMPLATE), DRAFTERS), *((each, "model") for each in OTHER_TEMPLATES)],
     ),
 )
+@pytest.mark.fast("None-none")
 def test_replies_equal_those_from_empty_caches(toy: Path, other_toy: Path, drafter: str, template: str | None) -> None:
     models = open_toy(toy, drafter=drafter, draft=other_toy if drafter == "model" else None)
 
@@ -81,6 +82,7 @@ def test_replies_equal_those_from_empty_caches(toy: Path, other_toy: Path, draft
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "model"])
+@pytest.mark.fast("lookup")
 def test_caches_stay_consistent_after_incomplete_characters(noisy_toy: Path, other_toy: Path, drafter: str) -> None:
     play(converse(open_toy(noisy_toy, draft=other_toy if drafter == "model" else None)), SCRIPT)
 
@@ -128,6 +130,7 @@ def test_the_lookup_index_is_kept_between_turns(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2, 4])
+@pytest.mark.fast("1")
 def test_an_interrupted_reply_is_kept_and_caches_stay_consistent(toy: Path, other_toy: Path, num_rounds: int) -> None:
     conversation = converse(open_toy(toy, draft=other_toy), replace(SHORT, max_new_tokens=40))
     reply(conversation, "Hello")

@@ -94,6 +94,7 @@ def turns(alone: LoadedModels) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("name", thorough_except(["subset", "oracle"], DRAFTS))
+@pytest.mark.fast("oracle")
 def test_answers_turns_and_retries_are_the_targets_own(
     folders: dict[str, Path], alone: LoadedModels, name: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_answers_turns_and_retries_are_the_targets_own(
 
 
 @pytest.mark.parametrize("name", ["features", "subset"])
+@pytest.mark.fast("subset")
 def test_a_draft_depends_only_on_the_text(folders: dict[str, Path], name: str) -> None:
     """After turns, a baseline and a retry, its cache and target features match the text."""
     models = load_models(pair_of(folders, name))
@@ -170,6 +172,7 @@ def test_a_target_that_transformers_runs_is_refused(folders: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("name", ["features", "subset"])
+@pytest.mark.fast("subset")
 def test_it_runs_with_a_quantized_target(folders: dict[str, Path], name: str) -> None:
     target = model(folders["target"], quant="int8", dtype="float32")
     pair = resolve_pair(PairSettings(target, "model", model(folders[name])))

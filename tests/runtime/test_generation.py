@@ -131,6 +131,7 @@ def raised(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @pytest.mark.fault("F96")
 @pytest.mark.parametrize("drafter", ["none", "lookup", "target"])
+@pytest.mark.fast("target", "lookup")
 def test_tokens_that_the_target_forbids_are_in_no_answer_and_no_baseline(
     folders: dict[str, Path], tmp_path: Path, drafter: str
 ) -> None:
@@ -267,6 +268,7 @@ def test_after_the_drafts_window_the_target_continues_alone(opened: Opener) -> N
 
 @pytest.mark.fault("F170")
 @pytest.mark.parametrize("drafter", ["lookup", "random"])
+@pytest.mark.fast("lookup")
 def test_beyond_the_window_of_dynamic_scaling_the_target_continues_alone(opened: Opener, drafter: str) -> None:
     assert len(CHAT) < 30
     alone = run(opened("dynamic"), max_new_tokens=40)
@@ -376,6 +378,7 @@ def test_an_interrupt_in_the_prefill_ends_before_the_first_round(opened: Opener)
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
+@pytest.mark.fast("none", "lookup")
 def test_an_interrupted_answer_continues_where_it_stopped(opened: Opener, drafter: str) -> None:
     models = opened("random", drafter)
     whole = run(opened("random"), end_ids=(), max_new_tokens=40).token_ids
@@ -543,6 +546,7 @@ def test_a_short_answer_has_a_short_baseline(opened: Opener) -> None:
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "other", "random"])
+@pytest.mark.fast("lookup", "random")
 def test_the_full_baseline_generates_the_same_tokens(opened: Opener, drafter: str) -> None:
     generation = run(opened("random", drafter), end_ids=(), max_new_tokens=40)
 
@@ -595,6 +599,7 @@ class SlowRecorder(PlainRecorder):
 
 
 @pytest.mark.parametrize("method", ["calibrate", "full"])
+@pytest.mark.fast("calibrate")
 def test_recordings_during_an_answer_are_in_its_time_and_not_in_its_speed(opened: Opener, method: Any) -> None:
     recorder, models = SlowRecorder(), opened("random", "other")
     models.target = StaticModel(DecoderPass(models.target.decoder), models.target.vocab_size, recorder)  # type: ignore[attr-defined]
@@ -619,6 +624,7 @@ def test_recordings_during_an_answer_are_in_its_time_and_not_in_its_speed(opened
 
 @pytest.mark.parametrize(("num_nodes", "tree"), [(0, "constant"), (6, "constant"), (6, "auto")])
 @pytest.mark.parametrize("schedule", ["constant", "auto"])
+@pytest.mark.fast("*-6-auto")
 def test_each_round_teaches_its_costs_once(
     opened: Opener, monkeypatch: pytest.MonkeyPatch, schedule: Any, num_nodes: int, tree: Any
 ) -> None:
@@ -690,6 +696,7 @@ def test_a_baseline_in_the_last_position_of_the_window_stays_inside_it(opened: O
 
 
 @pytest.mark.parametrize("method", ["calibrate", "full"])
+@pytest.mark.fast("full")
 def test_a_baseline_changes_nothing_about_the_next_answer(opened: Opener, method: Any) -> None:
     models = opened("random", "other")
     first = run(models, end_ids=(), max_new_tokens=20)
@@ -705,6 +712,7 @@ def test_a_baseline_changes_nothing_about_the_next_answer(opened: Opener, method
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
+@pytest.mark.fast("none", "lookup")
 def test_the_common_prefix_of_two_prompts_is_computed_once(opened: Opener, drafter: str) -> None:
     models = opened("random", drafter)
     first = run(models, end_ids=(), max_new_tokens=12)

@@ -89,6 +89,7 @@ def test_turns_and_retries_are_the_targets_own(kind: str, folder: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Qwen3_5", "Glm4Moe"])
+@pytest.mark.fast("Glm4Moe")
 def test_a_head_that_knows_the_target_is_accepted_at_each_depth(kind: str, folder: Any) -> None:
     models, alone = (load_models(pair_of(folder(kind, is_oracle=True), draft)) for draft in ("mtp", "none"))
 
@@ -155,6 +156,7 @@ FORMATS: dict[str, dict[str, Any]] = {
         ],
     ),
 )
+@pytest.mark.fast("*-bfloat16-False")
 def test_it_runs_in_the_format_of_its_target(kind: str, name: str, is_tied: bool, folder: Any) -> None:
     if (name == "int8" and not has_int8_matmul()) or (name == "float16" and not has_float16_matmul()):
         pytest.skip("this CPU lacks the products")
@@ -405,6 +407,7 @@ PRODUCTS = (
 
 @pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(("kind", "name"), PRODUCTS)
+@pytest.mark.fast("*mtp.fc*", "*a number")
 def test_a_wrong_shape_is_named(kind: str, name: str, change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     path = save_with_mtp(tmp_path, kind, change=lambda tensors: {**tensors, name: change(tensors[name])})
 

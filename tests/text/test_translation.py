@@ -267,6 +267,7 @@ def check_every_border(target: Any, draft: Any) -> None:
 
 
 @pytest.mark.parametrize(("target", "draft"), BORDER_CASES)
+@pytest.mark.fast("target[3456]-*")
 def test_the_draft_reads_the_text_after_a_rollback_to_every_border(target: Any, draft: Any) -> None:
     check_every_border(target, draft)
 

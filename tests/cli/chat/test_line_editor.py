@@ -73,6 +73,7 @@ def test_keys_make_an_entry(keys: str, entry: str) -> None:
         pytest.param("".join(f"{line}\r" for line in MANY_LINES), "\n".join(MANY_LINES), id="many-lines"),
     ],
 )
+@pytest.mark.fast(without=("many-lines",))
 def test_a_paste_without_marks_is_one_entry(keys: str, entry: str) -> None:
     assert typed(keys) == [entry]
 

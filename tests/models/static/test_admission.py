@@ -173,6 +173,7 @@ HEAD_BUGS = [
 
 
 @pytest.mark.parametrize("plant_bug", HEAD_BUGS)
+@pytest.mark.fast("feedback*", "mask*")
 def test_a_draft_head_whose_recorded_passes_are_wrong_runs_plainly(
     plant_bug: Callable[[Plant], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_poison_after_the_text_changes_no_draft(name: str) -> None:
 
 @pytest.mark.parametrize("call", ["reset", "forget"])
 @pytest.mark.parametrize("name", HEADS)
+@pytest.mark.fast("head layers-*")
 def test_a_draft_after_a_text_with_nan_is_sound(name: str, call: str) -> None:
     def spoil(head: StaticDraftHead, turn: int) -> None:
         if turn == 3:

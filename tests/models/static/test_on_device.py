@@ -104,6 +104,7 @@ def head_drafter(folder: Path, target: Any, own: Sampler) -> ModelDrafter:
         ],
     ),
 )
+@pytest.mark.fast("static-same-text-model")
 def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events time the round without a read, and neither draft nor pass includes the read."""
     # One layer: a second one does the same on the same device, and every operation here costs ten times as much.
@@ -199,6 +200,7 @@ def test_both_ways_of_drafting_are_measured_and_one_is_kept(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", thorough_except(["processed", "same-text"], SAMPLINGS))
+@pytest.mark.fast("same-text")
 def test_the_text_is_that_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake device draws the host's random numbers, so this compares everything else."""
     target, draft = built("llama"), tiny_model("llama", 1)
@@ -224,6 +226,7 @@ def test_the_text_is_that_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", thorough_except(["processed"], ["processed", "same-text"]))
 @pytest.mark.parametrize("places", [("cuda", "cpu"), ("cpu", "cuda")])
+@pytest.mark.fast("places0-*")
 def test_target_and_draft_may_be_on_two_devices(
     name: str, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

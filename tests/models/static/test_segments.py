@@ -88,6 +88,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "num_layers"), CASES)
+@pytest.mark.fast("smollm3*")
 def test_greedy_text_in_segments_equals_transformers(kind: str, num_layers: tuple[int, ...]) -> None:
     target, draft = segmented_model(deep_model(kind), num_layers), shared_draft()
 
@@ -265,6 +266,7 @@ def test_a_greedy_round_in_segments_reads_the_device_once(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", thorough_except(["head layers", "head subset"], SHAPES))
+@pytest.mark.fast("head layers")
 def test_a_draft_head_on_a_target_in_segments_drafts_what_it_drafts_on_a_whole_one(name: str) -> None:
     model = model_of("llama")
     folder = tiny_draft(name, model, "static-llama")
@@ -392,6 +394,7 @@ def test_a_draft_in_segments_feeds_its_token_to_the_first_device(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["head layers", "head features"])
+@pytest.mark.fast("head layers")
 def test_a_draft_head_is_on_the_device_of_its_targets_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_draft(name, deep_model("llama"), "segments-llama")
     shapes = {key: tensor.shape for key, tensor in draft_head.load_tensors(folder, 96).items()}

@@ -93,6 +93,7 @@ NEAR_KINDS = ("llama-bias", "linear-rope", "mistral", "qwen2", "phi3", "olmo2", 
 
 
 @pytest.mark.parametrize("kind", thorough_except(DIFFERENT, FAMILIES))
+@pytest.mark.fast("phi3-window")
 def test_greedy_text_of_every_family_equals_transformers(kind: str) -> None:
     target, draft = static_model(model_of(kind)), shared_draft()
 
@@ -120,6 +121,7 @@ def test_text_past_a_bucket_equals_that_without_recording(kind: str, monkeypatch
 
 
 @pytest.mark.parametrize("make", [static_model, whole_model])
+@pytest.mark.fast("static_model")
 def test_one_seed_gives_one_text_with_any_draft(make: Callable[[Any], StaticModel]) -> None:
     sampling = SamplingSettings(temperature=0.8, seed=7, same_text=True)
 
@@ -149,6 +151,7 @@ def filled(make: Callable[[Any], StaticModel]) -> StaticModel:
 @pytest.mark.parametrize("make", [static_model, whole_model])
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
 @settings(max_examples=num_examples(15))
+@pytest.mark.fast("static_model")
 def test_poison_after_the_text_changes_no_logits(
     make: Callable[[Any], StaticModel], steps: list[tuple[int, int]], seed: int
 ) -> None:
@@ -183,6 +186,7 @@ def poison(model: StaticModel) -> None:
 
 
 @pytest.mark.parametrize("head", [False, True])
+@pytest.mark.fast("False")
 def test_what_an_earlier_draft_left_is_not_read(head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens, confidences and the flag of the last draft are overwritten with what would show before each draft."""
 

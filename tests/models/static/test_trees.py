@@ -150,6 +150,7 @@ def test_one_seed_gives_one_text_with_trees_and_without() -> None:
         ],
     ),
 )
+@pytest.mark.fast("model-greedy")
 def test_a_tree_reads_the_device_once_an_expansion(name: str, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And once for the verdict; uploads are from pinned memory, so they don't wait.
 
@@ -356,6 +357,7 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 @pytest.mark.parametrize(
     "check", dict.fromkeys(check.func if isinstance(check, partial) else check for _, check in BUGS)
 )
+@pytest.mark.fast("check_head", "check_growth")
 def test_the_checks_pass_without_a_bug(check: Callable[..., None]) -> None:
     if check is check_growth:
         check()

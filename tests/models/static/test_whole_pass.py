@@ -59,6 +59,7 @@ def generated(model: Any) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("name", thorough_except(["qwen2-window", "GptOss"], [*CLASSES, *OTHERS]))
+@pytest.mark.fast("qwen2-window")
 def test_greedy_text_equals_transformers(name: str) -> None:
     """The text is several windows long; drafts are right, wrong, and cross the edge of a window."""
     model = windowed(name)
