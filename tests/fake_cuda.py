@@ -242,6 +242,8 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         def synchronize(self) -> None:
             mode.wait(self.copies, self.index)
 
+    # Triton compiles for real devices only. A build of torch for CUDA would ask it.
+    patch.setattr(torch.version, "cuda", None)
     patch.setattr(torch, "Generator", FakeGenerator)
     patch.setattr(torch.cuda, "Event", Event)
     patch.setattr(torch.cuda, "current_stream", lambda device: None)

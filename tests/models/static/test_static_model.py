@@ -681,6 +681,7 @@ def test_lookup_and_a_static_target_agree_with_transformers() -> None:
     assert tuple(text(static_model(model_of("llama")), LookupDrafter())) == greedy_text("llama")
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")
 def test_cuda_is_prepared_without_what_is_inexact(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", called.append)
