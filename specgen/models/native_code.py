@@ -7,6 +7,7 @@ compiler has to be installed.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., None]
+_WIDE_ONLY = ("avx512", "avx10", "amx", "evex512")
+"""Starts of the names of features that belong to vectors of 64 bytes."""
 
 
 class NativeCode:
@@ -32,15 +35,9 @@ class NativeCode:
     def __init__(self, text: str) -> None:
         import llvmlite.binding as llvm
 
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        target: Any = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-        )
         module = llvm.parse_assembly(text)
         module.verify()
-        self._engine: Any = llvm.create_mcjit_compiler(module, machine)
+        self._engine: Any = llvm.create_mcjit_compiler(module, target_machine())
         self._engine.finalize_object()
 
     def function(self, name: str, num_arguments: int) -> Function:
@@ -57,15 +54,38 @@ class NativeCode:
         return address
 
 
+def target_machine() -> Any:
+    """Returns what LLVM compiles for: this CPU with `host_features`."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target: Any = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=_features().flatten(), opt=2)
+
+
 def host_features() -> frozenset[str]:
-    """Returns the CPU's features by LLVM's names. A hypervisor may hide some that the system lists.
+    """Returns the CPU's features by LLVM's names, without those that torch may not use either.
+
+    A hypervisor may hide some that the system lists.
 
     Raises:
         ImportError: llvmlite is not installed.
     """
+    return frozenset(name for name, is_there in _features().items() if is_there)
+
+
+def _features() -> Any:
+    """Returns which features the CPU has, of all that LLVM knows.
+
+    Without AVX512, a vector of 64 bytes becomes two of 32.
+    """
     import llvmlite.binding as llvm
 
-    return frozenset(name for name, is_there in llvm.get_host_cpu_features().items() if is_there)
+    features: Any = llvm.get_host_cpu_features()
+    if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):  # as in `core.machine.cpu_flags`
+        features.update(dict.fromkeys((name for name in features if name.startswith(_WIDE_ONLY)), False))
+    return features
 
 
 def _is_executable(address: int) -> bool:
