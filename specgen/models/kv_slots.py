@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.core.draft_tree import depths_of
+from specgen.core.draft_tree import depths_of, path_to
 from specgen.core.settings import MAX_CHECKED_TOKENS
 from specgen.models.attention_kernel import AttentionKernel, NewRows, SeenPositions, kernel_for, seen_by_rows
 from specgen.models.capped_attention import attend_capped
@@ -45,7 +45,6 @@ class SliceSlots(StoredSlots):
         self._first_row = 0
         self._parents: list[int] = []
         """Parents of the rows of a tree, stored from `_first_row` on; empty: the pass has consecutive tokens."""
-        self._depths: tuple[int, ...] = ()
         self._masks: dict[int | None, Tensor | None] = {}
         self._seen: dict[int | None, SeenPositions] = {}
 
@@ -80,8 +79,8 @@ class SliceSlots(StoredSlots):
         if first + len(parents) > self._capacity:
             self.grow(max(FIRST_CAPACITY, 2 * self._capacity, first + len(parents)), first)
         self._first_row, self.first, self._last = length, first, first + len(parents)
-        self._masks, self._seen, self._parents, self._depths = {}, {}, all_parents, depths_of(all_parents)
-        positions = torch.tensor(self._depths[-len(parents) :], device=self._like.device) + length
+        self._masks, self._seen, self._parents = {}, {}, all_parents
+        positions = torch.tensor(depths_of(all_parents)[-len(parents) :], device=self._like.device) + length
         return {rotary: (cos[positions], sin[positions]) for rotary, (cos, sin) in self._tables.items()}
 
     def keep_rows(self, rows: Sequence[int]) -> None:
@@ -142,18 +141,22 @@ class SliceSlots(StoredSlots):
     def _attend_rows(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attends with rows of a tree: with a mask, or row by row as in passes over one token, bit for bit.
 
-        A row is alone after its ancestors when rows are visited in preorder and stored by depth. The rows are stored
-        at their own places again in the end.
+        A row is alone after its ancestors when these are stored by depth. The rows are stored at their own places again
+        in the end.
         """
         first = self.first
         if not self._attends_by_row or first != self._first_row:
             return self._attend(layer, queries, first)
         stored, attended = (self._keys[layer], self._values[layer]), []
-        for row, depth in enumerate(self._depths):
-            if depth != row:
-                for tensor, new in zip(stored, (keys, values), strict=True):
-                    tensor[:, first + depth] = new[row]
-            attended.append(self._attend(layer, queries[row : row + 1], first + depth, is_alone=True))
+        row_at = list(range(self._last - first))
+        for row in range(len(row_at)):
+            path = path_to(self._parents, row)
+            for depth, ancestor in enumerate(path):
+                if row_at[depth] != ancestor:
+                    row_at[depth] = ancestor
+                    for tensor, new in zip(stored, (keys, values), strict=True):
+                        tensor[:, first + depth] = new[ancestor]
+            attended.append(self._attend(layer, queries[row : row + 1], first + len(path) - 1, is_alone=True))
         for tensor, new in zip(stored, (keys, values), strict=True):
             tensor[:, first : self._last] = new.transpose(0, 1)
         return torch.cat(attended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -37,6 +38,14 @@ def random_tree(seed: int, num_rows: int) -> Tree:
         parents.append(path[-1] if path else ROOT)
         path.append(row)
     return [chosen.randrange(96) for _ in parents], parents
+
+
+def by_levels(tree: Tree) -> Tree:
+    """Returns the same tree in the order of depths: no row follows its parent at once."""
+    tokens, parents = tree
+    order = sorted(range(len(parents)), key=depths_of(parents).__getitem__)
+    places = {row: place for place, row in enumerate(order)} | {ROOT: ROOT}
+    return [tokens[row] for row in order], [places[parents[row]] for row in order]
 
 
 def path_to(row: int, parents: list[int]) -> list[int]:
@@ -107,11 +116,14 @@ def test_a_kept_path_is_where_its_tokens_would_be(kind: str, seed: int) -> None:
     check_kept_path(kind, seed)
 
 
+@pytest.mark.parametrize("order", [lambda tree: tree, by_levels], ids=["preorder", "levels"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_attend_one_by_one_equal_passes_over_one_token_bit_for_bit(kind: str) -> None:
+def test_rows_that_attend_one_by_one_equal_passes_over_one_token_bit_for_bit(
+    kind: str, order: Callable[[Tree], Tree]
+) -> None:
     """Only attention, since the products of float32 differ by the number of rows."""
     spec = decoder_of(tiny_model(kind)).spec
-    tokens, parents = random_tree(3, 12)
+    tokens, parents = order(random_tree(3, 12))
     generator = torch.Generator().manual_seed(0)
 
     def heads(count: int, num_heads: int) -> torch.Tensor:
