@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import ModelFileError
+from specgen.loading.config_reader import text_config
 
 _KINDS = {
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "for images and text",
@@ -20,12 +21,6 @@ _OTHER_HEADS = (
     *("ForSequenceClassification", "ForTokenClassification", "ForRewardModel"),
 )
 """Ends of the names of classes that don't write the next token."""
-
-
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the text part of a config for vision and text, else the config."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else config
 
 
 def generating_type(config: dict[str, Any], folder: Path) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.settings import BackendName
-from specgen.loading.architecture_check import generating_type, refuse_other_heads, text_config
-from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig
+from specgen.loading.architecture_check import generating_type, refuse_other_heads
+from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig, text_config
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import ModelConfig
 from specgen.loading.rotary_config import scaled_window

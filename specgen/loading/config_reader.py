@@ -48,6 +48,12 @@ _REQUIRED_VALUES: Mapping[str, tuple[object, ...]] = {
 """Keys that may stand in a config with these values only, unless the family reads them."""
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the text part of a config for vision and text, else the config."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
 def is_number(value: object) -> bool:
     """Returns whether a JSON value is a finite number. `json.loads` reads NaN, infinities and integers of any size."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -18,6 +18,7 @@ from specgen.core.draft_name import MTP_NAME
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import listed
 from specgen.core.settings import ModelSettings
+from specgen.loading.config_reader import text_config
 from specgen.loading.draft_head_folder import FLOATS
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig, ModelFiles, ResolvedModel
 from specgen.loading.safetensors_check import StoredTensor, stored_tensors
@@ -72,7 +73,7 @@ def has_mtp(target: ResolvedModel) -> bool:
 def without_mtp(names: Collection[str], target: ResolvedModel) -> list[str]:
     """Returns tensors apart from those of a target's head."""
     try:
-        found = find_mtp(names, _size(text_values(target), "num_hidden_layers"), target.path)
+        found = find_mtp(names, _size(text_config(target.config.values), "num_hidden_layers"), target.path)
     except ModelFileError:
         found = None
     return [name for name in names if found is None or not name.startswith(found.prefixes)]
@@ -89,7 +90,7 @@ def resolve_mtp(target: ResolvedModel, settings: ModelSettings) -> ResolvedModel
         kind = "GGUF files" if target.gguf is not None else f"the model type {target.config.model_type}"
         raise PairError(f"the MTP head of {target.name} can't be used: {kind}", "use another draft: --draft lookup")
     stored = tensors_of(target)
-    text = text_values(target)
+    text = text_config(target.config.values)
     found = find_mtp(stored, _size(text, "num_hidden_layers"), target.path)
     if found is None:
         named = next((f"; its config names {text[key]}" for key in _NUMBER_KEYS if text.get(key)), "")
@@ -120,12 +121,6 @@ def tensors_of(target: ResolvedModel) -> dict[str, StoredTensor]:
     """Returns what the headers of a model's files say of all its tensors."""
     names = target.config.weight_files
     return {name: tensor for file in names for name, tensor in stored_tensors(target.path / file).items()}
-
-
-def text_values(target: ResolvedModel) -> Mapping[str, Any]:
-    """Returns the text part of a model's config."""
-    values = target.config.values
-    return values["text_config"] if isinstance(values.get("text_config"), dict) else values
 
 
 def _size(text: Mapping[str, Any], key: str) -> int:
