@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.engine.contract import LanguageModel
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.gpus import beside_target
 from specgen.loading.llama_cpp import load_gguf
-from specgen.loading.resolved_model import Format, LoadedModel, ResolvedModel
+from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.loading.weights import load_weights
 from specgen.storage.cost_store import CostStore
-
-Loader = Callable[[ResolvedModel, int, ProgressListener, LanguageModel | None], LoadedModel]
 
 
 def load(
@@ -33,22 +29,12 @@ def load(
         LoadError: A file is damaged or incomplete.
         DeviceError: The device is missing or has too little memory.
     """
-    return _LOADERS[resolved.format](resolved, num_tokens, progress, target)
+    if resolved.format == "gguf":
+        return load_gguf(resolved, num_tokens, progress)
+    if resolved.format == "draft head":
+        return load_draft_head(resolved, num_tokens, progress, target)
+    if resolved.format == "mtp":
+        from specgen.loading.mtp_weights import load_mtp  # it imports transformers, as its target has done already
 
-
-def _load_mtp(
-    resolved: ResolvedModel, num_tokens: int, progress: ProgressListener, target: LanguageModel | None
-) -> LoadedModel:
-    from specgen.loading.mtp_weights import load_mtp  # it imports transformers, which its target has imported already
-
-    return load_mtp(resolved, num_tokens, progress, target)
-
-
-_LOADERS: Mapping[Format, Loader] = {
-    "folder": lambda resolved, num_tokens, progress, target: load_weights(
-        beside_target(resolved, target), num_tokens, progress, CostStore()
-    ),
-    "gguf": lambda resolved, num_tokens, progress, _: load_gguf(resolved, num_tokens, progress),
-    "draft head": load_draft_head,
-    "mtp": _load_mtp,
-}
+        return load_mtp(resolved, num_tokens, progress, target)
+    return load_weights(beside_target(resolved, target), num_tokens, progress, CostStore())
