@@ -7,7 +7,7 @@ read as plain JSON first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ DRAFT_HEAD_KEY = "specgen_draft"
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
-_SLIDING_KEY = ("sliding_window",)
 _UNMASKED_WINDOWS = ("moshi",)
 """Types whose code masks no sliding window, while transformers' cache drops the tokens before it: past the window, the
 text of `generate` depends on how many tokens a pass has. Moshi's own window is all of its context."""
@@ -63,21 +62,23 @@ def check_folder(folder: Path, backend: BackendName = "auto", config: dict[str, 
             f"{folder} is a draft head, which runs only with the target it was made for",
             "use it with --draft, together with its target",
         )
+    text = text_config(config)
     _refuse_mlx(config, folder)
-    _refuse_nameless_quantization(config, folder)
+    _refuse_nameless_quantization((config, text), folder)
     refuse_other_heads(config, folder)
-    decoder, unsupported = _decoder(config)
+    method = _quant_method((config, text))
+    decoder, unsupported = _decoder(config, method)
     model_type = config["model_type"] if decoder is not None else generating_type(config, folder)
     names = tuple(weight_files(folder, config))
     files = [check_safetensors(folder / name) for name in names]
     dtypes = sum((file.dtypes for file in files), Counter[str]())
     stored = dtypes.most_common(1)[0][0] if dtypes else "F32"
-    hidden, inner = (_number(config, (key,)) for key in _WIDTH_KEYS)
+    hidden, inner = (_number((text, config), (key,)) for key in _WIDTH_KEYS)
     return ModelConfig(
         model_type=model_type,
-        vocab_rows=_number(config, ("vocab_size",)),
-        max_positions=_window(config),
-        quant_method=_quant_method(config),
+        vocab_rows=_number((text, config), ("vocab_size",)),
+        max_positions=_window(config, text),
+        quant_method=method,
         dtype=_TORCH_NAMES.get(stored, stored.lower()),
         num_parameters=dtypes.total(),
         num_weight_bytes=sum(file.num_bytes for file in files),
@@ -90,17 +91,17 @@ def check_folder(folder: Path, backend: BackendName = "auto", config: dict[str, 
     )
 
 
-def _window(config: dict[str, Any]) -> int | None:
+def _window(config: Mapping[str, Any], text: Mapping[str, Any]) -> int | None:
     """Returns the positions that a config names; None if it names none."""
-    window, sliding = scaled_window(text_config(config), _number(config, _WINDOW_KEYS)), _number(config, _SLIDING_KEY)
+    window = scaled_window(text, _number((text, config), _WINDOW_KEYS))
+    sliding = _number((text, config), ("sliding_window",))
     if window is not None and sliding is not None and config.get("model_type") in _UNMASKED_WINDOWS:
         return min(window, sliding)
     return window
 
 
-def _decoder(config: dict[str, Any]) -> tuple[DecoderSpec | None, str]:
+def _decoder(config: dict[str, Any], method: str | None) -> tuple[DecoderSpec | None, str]:
     """Returns how specgen's decoder runs a config, or the key that it does not support."""
-    method = _quant_method(config)
     if method is not None:
         return None, f"quantization_config names {method!r}"
     try:
@@ -150,16 +151,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _number(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    for source in (text_config(config), config):
+def _number(sources: Iterable[Mapping[str, Any]], keys: tuple[str, ...]) -> int | None:
+    for source in sources:
         for key in keys:
             if type(value := source.get(key)) is int and value > 0:
                 return int(value)
     return None
 
 
-def _quant_method(config: dict[str, Any]) -> str | None:
-    for source in (config, text_config(config)):
+def _quant_method(sources: Iterable[Mapping[str, Any]]) -> str | None:
+    for source in sources:
         found = source.get("quantization_config")
         if isinstance(found, dict):
             return str(found.get("quant_method") or "unknown")
@@ -175,9 +176,9 @@ def _refuse_mlx(config: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _refuse_nameless_quantization(config: dict[str, Any], folder: Path) -> None:
+def _refuse_nameless_quantization(sources: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Refuses a quantization whose method is not named, as transformers does: its weights can't be read."""
-    for source in (config, text_config(config)):
+    for source in sources:
         found = source.get("quantization_config")
         if not isinstance(found, dict) or found.get("quant_method"):
             continue
