@@ -19,6 +19,7 @@ from specgen.engine.contract import LanguageModel
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
 from specgen.engine.sampling import Sampler
+from specgen.loading.config_check import read_config
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
 from specgen.loading.resolved_model import LoadedModel, ModelFiles, ResolvedModel
@@ -106,7 +107,7 @@ def resolved_head(folder: Path) -> ResolvedModel:
     """Returns the draft head in a folder, checked."""
     settings = ModelSettings(str(folder), quant="none")
     files = ModelFiles(folder, folder.name)
-    return ResolvedModel(files, settings, "draft", check_draft_head(folder), format="draft head")
+    return ResolvedModel(files, settings, "draft", check_draft_head(read_config(folder), folder), format="draft head")
 
 
 def head_drafter(

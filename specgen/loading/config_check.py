@@ -19,11 +19,10 @@ from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig, text_c
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import ModelConfig
 from specgen.loading.rotary_config import scaled_window
-from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
+from specgen.loading.safetensors_check import check_safetensors
+from specgen.loading.weight_files import hint_for_content, weight_files
 from specgen.models.decoder_spec import DecoderSpec
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 DRAFT_HEAD_KEY = "specgen_draft"
 """In a config: the folder is a draft head (`specgen.loading.draft_head_folder`), not a complete model."""
 
@@ -33,30 +32,23 @@ _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length",
 _UNMASKED_WINDOWS = ("moshi",)
 """Types whose code masks no sliding window, while transformers' cache drops the tokens before it: past the window, the
 text of `generate` depends on how many tokens a pass has. Moshi's own window is all of its context."""
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
-_OTHER_FORMATS = {
-    "adapter_config.json": "this is an adapter (LoRA): merge it into its base model first",
-    "model_index.json": "these are the files of a model that draws images",
-    "params.json": "params.json is of Mistral's or Meta's own format: use the version of the model with a config.json",
-    "*.onnx": "{} is of ONNX, which specgen does not read: use the original model",
-    "onnx/*.onnx": "{} is of ONNX, which specgen does not read: use the original model",
-    "*.mlmodelc": "{} is of Core ML, which specgen does not read: use the original model",
-}
-"""What files of other formats say about a folder without a model, by pattern."""
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def check_folder(folder: Path, backend: BackendName = "auto", config: dict[str, Any] | None = None) -> ModelConfig:
-    """Checks a model folder and returns its config.
+def check_folder(folder: Path, backend: BackendName = "auto") -> ModelConfig:
+    """Reads and checks the config of a model folder; see `check_config`."""
+    return check_config(read_config(folder), folder, backend)
+
+
+def check_config(config: dict[str, Any], folder: Path, backend: BackendName = "auto") -> ModelConfig:
+    """Checks a config that was read, and the headers of the weight files; returns what they say.
 
     Args:
-        backend: With `transformers`, the config has no description for specgen's decoder.
-        config: Content of config.json, if it was read already.
+        backend: With `transformers`, there is no description for specgen's decoder.
 
     Raises:
         ModelFileError: A file is missing, damaged or unsafe, or the model can't be run here.
     """
-    config = config or read_config(folder)
     if DRAFT_HEAD_KEY in config:
         raise ModelFileError(
             f"{folder} is a draft head, which runs only with the target it was made for",
@@ -144,7 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise ModelFileError(f"{folder} is not a model folder: config.json is missing", _what_else(folder))
+        raise ModelFileError(f"{folder} is not a model folder: config.json is missing", hint_for_content(folder))
     config = read_json(path)
     _refuse_kernels(config, folder)
     check_sizes(config, folder)
@@ -223,58 +215,3 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner)
-
-
-def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
-    """Returns the names of a model's safetensors files.
-
-    Raises:
-        ModelFileError: Files are missing, or the weights are in a format that can contain code.
-    """
-    chosen = config.get("transformers_weights")
-    if chosen is not None:  # transformers reads this file instead of model.safetensors
-        if not is_plain_name(chosen) or not chosen.endswith((".safetensors", ".safetensors.index.json")):
-            raise ModelFileError(
-                f"{folder / 'config.json'} names the weights {chosen!r}, which is not a safetensors file in its folder"
-            )
-        return _shards(folder, chosen) if chosen.endswith(".index.json") else [chosen]
-    if (folder / SINGLE_FILE).exists():
-        return [SINGLE_FILE]
-    if (folder / INDEX_FILE).exists():
-        return _shards(folder, INDEX_FILE)
-    pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
-    if pickles:
-        raise ModelFileError(
-            f"{folder} has its weights in {pickles[0]}, which can run code: only safetensors and GGUF are read",
-            "look for a safetensors version of the model",
-        )
-    raise ModelFileError(f"{folder} has no {SINGLE_FILE}", _what_else(folder))
-
-
-def _shards(folder: Path, index: str) -> list[str]:
-    path = folder / index
-    names = shard_names(read_json(path), path)
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise ModelFileError(
-            f"incomplete: {len(missing)} of the {len(names)} weight files named by {index} are missing, "
-            f"the first is {missing[0]}",
-            "download the model again",
-        )
-    return names
-
-
-def _what_else(folder: Path) -> str:
-    """Returns a hint based on what else is in a folder."""
-    for name, what in _OTHER_FORMATS.items():
-        if found := sorted(folder.glob(name)):
-            return what.format(found[0].name)
-    if found := sorted(folder.glob("*.gguf")):
-        return f"it contains a GGUF file: use {found[0]}"
-    if found := sorted([*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]):
-        return f"did you mean {found[0].parent}?"
-    if found := sorted(folder.glob("*.safetensors")):
-        if len(found) == 1:
-            return f"if {found[0].name} is the whole model, rename it to {SINGLE_FILE}"
-        return f"{INDEX_FILE} is missing, which names its {len(found)} safetensors files: download it again"
-    return "use a folder with config.json, tokenizer.json and safetensors"

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.model_files import listed, read_json
 from specgen.core.settings import ModelSettings
-from specgen.loading.config_check import DRAFT_HEAD_KEY, read_config, weight_files
+from specgen.loading.config_check import DRAFT_HEAD_KEY, read_config
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.names import find_place, shipped_folders
 from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ModelFiles, ResolvedModel
 from specgen.loading.rotary_config import scaled_window
 from specgen.loading.safetensors_check import StoredTensor, check_safetensors
+from specgen.loading.weight_files import weight_files
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
@@ -51,16 +52,12 @@ def is_draft_head(folder: Path) -> bool:
         return False
 
 
-def check_draft_head(folder: Path, config: dict[str, Any] | None = None) -> ModelConfig:
-    """Checks a draft head's folder: the config, and names, shapes and types of all tensors.
-
-    Args:
-        config: Content of config.json, if it was read already.
+def check_draft_head(config: dict[str, Any], folder: Path) -> ModelConfig:
+    """Checks a draft head: its config, which was read, and names, shapes and types of all tensors.
 
     Raises:
         ModelFileError: It is damaged, unsafe, incomplete, or of a later format.
     """
-    config = config or read_config(folder)
     draft_head = _draft_head_config(config, folder)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -132,7 +129,7 @@ def draft_heads_of(target: ResolvedModel, folders: Iterable[Path], like: ModelSe
             values = read_config(folder)
             if DRAFT_HEAD_KEY not in values:
                 continue
-            config = check_draft_head(folder, values)
+            config = check_draft_head(values, folder)
             digest = digest or digest_of(target)
             if config.draft_head is not None and config.draft_head.target_digest == digest:
                 settings = replace(like, name=str(folder))

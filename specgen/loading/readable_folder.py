@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specgen.core.model_files import read_json
-from specgen.loading.config_check import INDEX_FILE
+from specgen.loading.weight_files import INDEX_FILE
 
 _FILES = ("config.json", "generation_config.json", INDEX_FILE)
 

@@ -15,7 +15,7 @@ from specgen.core.errors import DeviceError, ModelNotFoundError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.builtin import GGUF_SHA256, converted_builtin, fetch_builtin, fetch_builtin_gguf
-from specgen.loading.config_check import DRAFT_HEAD_KEY, check_folder, read_config
+from specgen.loading.config_check import DRAFT_HEAD_KEY, check_config, read_config
 from specgen.loading.draft_head_folder import check_draft_head
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
@@ -67,8 +67,8 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
     else:
         values = read_config(files.path)
         if role == "draft" and DRAFT_HEAD_KEY in values:
-            return ResolvedModel(files, settings, role, check_draft_head(files.path, values), format="draft head")
-        config = check_folder(files.path, settings.backend.name, values)
+            return ResolvedModel(files, settings, role, check_draft_head(values, files.path), format="draft head")
+        config = check_config(values, files.path, settings.backend.name)
     loaded = load_tokenizer(files.path)
     tokenizer, notice = fit_tokenizer(loaded, config.vocab_rows, files.path)
     notices = tuple(filter(None, (*files.notices, getattr(loaded, "notice", None), notice)))

@@ -131,24 +131,3 @@ def _check_header(path: Path, header: dict[str, dict[str, object]], start: int, 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def shard_names(index: dict[str, object], path: Path) -> list[str]:
-    """Returns the file names in an index; only safetensors files in the same folder are allowed.
-
-    Raises:
-        ModelFileError: The weight map is missing, or names another file.
-    """
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise corrupt(path, "no weight_map")
-    names = dict.fromkeys(weight_map.values())
-    for name in names:
-        if not is_plain_name(name) or not name.endswith(".safetensors"):
-            raise ModelFileError(f"{path} names the file {name!r}, which is not a safetensors file in its folder")
-    return list(names)
-
-
-def is_plain_name(name: object) -> TypeGuard[str]:
-    """Returns whether a file name can't refer to a file in another folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")

@@ -13,6 +13,7 @@ from specgen.distill.draft import TrainableDraft, UnrolledSlots
 from specgen.distill.initialization import choose_layers
 from specgen.distill.saving import draft_config, publish_draft, save_draft
 from specgen.distill.settings import DistillSettings
+from specgen.loading.config_check import read_config
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
 from specgen.loading.resolved_model import ModelConfig
@@ -104,7 +105,7 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
     (tmp_path / "d").mkdir()
     num_bytes = publish_draft(tmp_path / "made", tmp_path / "d", "card")
 
-    config = check_draft_head(tmp_path / "d")
+    config = check_draft_head(read_config(tmp_path / "d"), tmp_path / "d")
     head = config.draft_head
     assert head is not None
     assert (tmp_path / "d" / "README.md").read_text() == "card"

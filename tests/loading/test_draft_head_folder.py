@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.settings import ModelSettings
 from specgen.distill.saving import draft_config
-from specgen.loading.config_check import check_folder
+from specgen.loading.config_check import check_folder, read_config
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.draft_head import load_tensors
 from specgen.loading.draft_head_folder import (
@@ -45,7 +45,7 @@ def edit_draft_head(folder: Path, **changes: Any) -> None:
 
 
 def test_a_checked_folder_is_described(folder: Path) -> None:
-    config = check_draft_head(folder)
+    config = check_draft_head(read_config(folder), folder)
     head = config.draft_head
 
     assert head is not None
@@ -110,7 +110,7 @@ def test_a_draft_head_is_refused_as_a_model(folder: Path) -> None:
 def test_its_own_part_of_the_config_is_checked(folder: Path, changes: dict[str, Any], named: str) -> None:
     edit_draft_head(folder, **changes)
 
-    fails(ModelFileError, lambda: check_draft_head(folder), named)
+    fails(ModelFileError, lambda: check_draft_head(read_config(folder), folder), named)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_its_own_part_of_the_config_is_checked(folder: Path, changes: dict[str, 
 def test_the_rest_of_its_config_is_checked(folder: Path, changes: dict[str, Any], named: str) -> None:
     edit_json(folder / "config.json", **changes)
 
-    fails(ModelFileError, lambda: check_draft_head(folder), named)
+    fails(ModelFileError, lambda: check_draft_head(read_config(folder), folder), named)
 
 
 def drop(name: str) -> Callable[[dict[str, Any]], None]:
@@ -157,7 +157,7 @@ def test_its_tensors_are_checked_by_name_shape_and_type(
 ) -> None:
     edit_weights(folder, change)
 
-    fails(ModelFileError, lambda: check_draft_head(folder), named)
+    fails(ModelFileError, lambda: check_draft_head(read_config(folder), folder), named)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_its_tensors_are_checked_by_name_shape_and_type(
 )
 def test_invalid_values_are_refused(folder: Path, change: Callable[[dict[str, Any]], None], named: str) -> None:
     edit_weights(folder, change)
-    check_draft_head(folder)
+    check_draft_head(read_config(folder), folder)
 
     fails(ModelFileError, lambda: load_tensors(folder, 64), named)
 
@@ -182,13 +182,13 @@ def test_a_truncated_file_and_a_pickle_are_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    fails(ModelFileError, lambda: check_draft_head(folder), "model.safetensors")
+    fails(ModelFileError, lambda: check_draft_head(read_config(folder), folder), "model.safetensors")
 
     path.rename(folder / "pytorch_model.bin")
-    fails(ModelFileError, lambda: check_draft_head(folder), "pytorch_model.bin")
+    fails(ModelFileError, lambda: check_draft_head(read_config(folder), folder), "pytorch_model.bin")
 
     (folder / "pytorch_model.bin").unlink()
-    fails(ModelFileError, lambda: check_draft_head(folder), "model.safetensors")
+    fails(ModelFileError, lambda: check_draft_head(read_config(folder), folder), "model.safetensors")
 
 
 def test_a_draft_head_is_accepted_for_its_own_target_only(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_draft_that_version_0_1_0_made_is_valid(tmp_path: Path) -> None:
     save_file({**tensors, "draft_ids": torch.arange(100)}, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text(OF_0_1_0)
 
-    config = check_draft_head(tmp_path)
+    config = check_draft_head(read_config(tmp_path), tmp_path)
 
     assert config.draft_head is not None
     assert (config.draft_head.kind, config.draft_head.target_digest) == ("features", "34698afc")

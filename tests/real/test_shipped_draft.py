@@ -10,6 +10,7 @@ import pytest
 from specgen.core.draft_name import AUTO_DRAFT
 from specgen.core.settings import DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.loading.builtin import fetch_builtin
+from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import check_draft_head
 from specgen.loading.libraries import prepare_libraries
 from specgen.loading.names import SHIPPED
@@ -98,7 +99,7 @@ def test_it_guesses_well(drafted: LoadedModels) -> None:
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob("*/config.json")), ids=lambda p: p.name)
 def test_it_is_small_and_has_a_card(folder: Path) -> None:
-    facts: Any = check_draft_head(folder).draft_head
+    facts: Any = check_draft_head(read_config(folder), folder).draft_head
     card = (folder / "README.md").read_text(encoding="utf-8")
 
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST_BYTES

@@ -62,8 +62,8 @@ def test_a_model_without_a_window_sets_no_limit(tmp_path: Path) -> None:
 def test_a_missing_draft_is_reported_before_tokenizers_are_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.loading.resolve.load_tokenizer", lambda _: pytest.fail("too early"))
-    monkeypatch.setattr("specgen.loading.resolve.check_folder", lambda _: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.loading.resolve.load_tokenizer", lambda *_: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.loading.resolve.check_config", lambda *_: pytest.fail("too early"))
 
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         pair_of(folder, tmp_path / "nowhere")
