@@ -1,20 +1,22 @@
 """Writes an attention kernel in LLVM IR: some rows attend, each alone, to stored keys and values.
 
-A thread claims one row and some of its heads at a time, which share keys and values. It computes their scores, turns
-them into weights, and adds up the values: each sum in the order of the positions that the row sees, wherever they are
-stored. So the result of a row does not depend on the other rows, nor on how many there are.
+A thread claims some rows, and of each some heads that share keys and values. It computes their scores, turns them into
+weights, and adds up the values: each sum in the order of the positions that the row sees, wherever they are stored. So
+the result of a row does not depend on the other rows, nor on how many there are.
 
-Scores and values are computed for `TOGETHER` positions at once. A first loop takes those that are stored one after the
-other, and a second one looks up where each of the others is; both compute the same.
+A chunk of the positions that are stored one after the other is computed for all rows before the next one, so that its
+keys and values are in the nearest cache for all rows but the first. Then each row looks up where its other positions
+are. Its sums are in the outputs meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specgen.models.attention_loops import TOGETHER, score_loops, value_loops
+from specgen.models.attention_loops import PARAMETERS, TOGETHER, scores_code, values_code
 from specgen.models.thread_code import ON_THREADS
-from specgen.models.vector_code import FLOATS, LANES, SOFTMAX, load, load_arguments, spread
+from specgen.models.vector_code import SOFTMAX, load, load_arguments
 
 ARGUMENTS = {
     "queries": "ptr",
@@ -36,6 +38,8 @@ ARGUMENTS = {
     "head_stride": "i64",
     "num_others": "i64",
     "scores_stride": "i64",
+    "rows_at_once": "i64",
+    "chunk": "i64",
     "scale": "float",
     "counter": "i64",
 }
@@ -46,8 +50,9 @@ or 0 if nothing is rotated; keys and values of all heads; outputs `[rows, heads 
 `[rows, heads, scores_stride]`. By row, int64: the first position that it sees, the number of positions from there on,
 the positions of other rows that it sees `[rows, num_others]`, and the number of all positions that it sees. Then
 numbers: of rows, of values from a row's queries to the next and from its new values to the next, the position where the
-first row is stored, values from the keys of a head to the next, columns of `others`, values for the scores of a head;
-the bits of the scale; and 0.
+first row is stored, values from the keys of a head to the next, columns of `others`, values for the scores of a head,
+the last of which belongs to none; rows that a thread claims at once; positions of a chunk, a multiple of `TOGETHER`;
+the bits of the scale; and 0. A row sees itself at least, as one of the other rows.
 """
 
 
@@ -76,9 +81,13 @@ def attention_code(shape: AttentionShape) -> str:
     Its function `run` takes what those of products take: the address of `ARGUMENTS`, one that it does not use, that of
     OpenMP's entry point, and the number of threads.
     """
-    return "\n".join([SOFTMAX, _attend(shape), ON_THREADS, _RUN])
+    return "\n".join([_MINIMUM, SOFTMAX, scores_code(shape), values_code(shape), _attend(shape), ON_THREADS, _RUN])
 
 
+_MINIMUM = """
+declare i64 @llvm.umin.i64(i64, i64)
+declare i64 @llvm.umax.i64(i64, i64)
+"""
 _RUN = """
 define void @run(ptr %arguments, ptr %unused, ptr %parallel, i64 %num_threads) {
 entry:
@@ -91,66 +100,126 @@ entry:
 
 def _attend(shape: AttentionShape) -> str:
     """Returns the function that runs on each thread: it claims heads of rows until none are left."""
-    together = range(shape.num_together)
-    vectors = range(shape.head_size // LANES)
     blocks = shape.num_heads // shape.num_together
-    lines = [
-        "define void @attend(ptr %arguments) {",
-        "entry:",
-        *load_arguments(ARGUMENTS, [name for name in ARGUMENTS if name != "counter"]),
-        *spread("scales", "float", "scale", TOGETHER),
-        f"  %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index('counter')}",
-        f"  %num_tasks = mul i64 %num_rows, {blocks}",
-        "  br label %claim",
-        "claim:",
-        "  %task = atomicrmw add ptr %counter, i64 1 monotonic",
-        "  %is_any = icmp ult i64 %task, %num_tasks",
-        "  br i1 %is_any, label %take, label %exit",
-        "take:",
-        f"  %row = udiv i64 %task, {blocks}",
-        f"  %block = urem i64 %task, {blocks}",
-        f"  %head = mul i64 %block, {shape.num_together}",
-        f"  %kv_head = udiv i64 %head, {shape.group}",
-        "  %head_offset = mul i64 %kv_head, %head_stride",
-        "  %keys_here = getelementptr float, ptr %keys, i64 %head_offset",
-        "  %values_here = getelementptr float, ptr %values, i64 %head_offset",
-        *load("start", "i64", "starts", "i64", "%row"),
-        *load("before", "i64", "num_before", "i64", "%row"),
-        *load("seen", "i64", "num_seen", "i64", "%row"),
-        "  %last_seen = sub i64 %seen, 1",
-        f"  %in_order = and i64 %before, {-TOGETHER}",
-        "  %is_near = icmp ne i64 %in_order, 0",
-        "  %is_far = icmp ult i64 %in_order, %seen",
-        "  %others_offset = mul i64 %row, %num_others",
-        "  %others_here = getelementptr i64, ptr %others, i64 %others_offset",
-        "  %query_row = mul i64 %row, %query_stride",
-        f"  %query_head = mul i64 %head, {shape.head_size}",
-        "  %query_offset = add i64 %query_row, %query_head",
-        f"  %task_head = mul i64 %row, {shape.num_heads}",
-        "  %score_head = add i64 %task_head, %head",
-        "  %score_offset = mul i64 %score_head, %scores_stride",
-        "  %scores0 = getelementptr float, ptr %scores, i64 %score_offset",
-        f"  %output_offset = mul i64 %score_head, {shape.head_size}",
+    loads = "\n".join(load_arguments(ARGUMENTS, [name for name in ARGUMENTS if name != "counter"]))
+    most_in_order = "\n".join(_in_order("most", "most_row"))
+    return f"""
+define void @attend(ptr %arguments) {{
+entry:
+{loads}
+  %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
+  %rows_up = add i64 %num_rows, %rows_at_once
+  %rows_up_less = sub i64 %rows_up, 1
+  %num_groups = udiv i64 %rows_up_less, %rows_at_once
+  %num_tasks = mul i64 %num_groups, {blocks}
+  br label %claim
+claim:
+  %task = atomicrmw add ptr %counter, i64 1 monotonic
+  %is_any = icmp ult i64 %task, %num_tasks
+  br i1 %is_any, label %take, label %exit
+take:
+  %group = udiv i64 %task, {blocks}
+  %block = urem i64 %task, {blocks}
+  %first = mul i64 %group, %rows_at_once
+  %end = add i64 %first, %rows_at_once
+  %last = call i64 @llvm.umin.i64(i64 %end, i64 %num_rows)
+  %head = mul i64 %block, {shape.num_together}
+  %kv_head = udiv i64 %head, {shape.group}
+  %head_offset = mul i64 %kv_head, %head_stride
+  %keys_here = getelementptr float, ptr %keys, i64 %head_offset
+  %values_here = getelementptr float, ptr %values, i64 %head_offset
+  br label %most_loop
+most_loop:
+  %most_row = phi i64 [ %first, %take ], [ %most_row_next, %most_loop ]
+  %most_so_far = phi i64 [ 0, %take ], [ %most, %most_loop ]
+{most_in_order}
+  %most = call i64 @llvm.umax.i64(i64 %most_so_far, i64 %most_in_order)
+  %most_row_next = add i64 %most_row, 1
+  %most_more = icmp ult i64 %most_row_next, %last
+  br i1 %most_more, label %most_loop, label %score
+{_over_chunks("score", shape, "near_scores", "weigh")}
+{_over_rows("weigh", shape, ("far_scores", "weigh"), "add")}
+{_over_chunks("add", shape, "near_values", "finish")}
+{_over_rows("finish", shape, ("far_values",), "claim")}
+exit:
+  ret void
+}}
+"""
+
+
+def _over_chunks(name: str, shape: AttentionShape, function: str, following: str) -> str:
+    """Returns what calls a function of `attention_loops` for each chunk of positions and each row that sees some."""
+    return f"""{name}:
+  br label %{name}_chunks
+{name}_chunks:
+  %{name}_from = phi i64 [ 0, %{name} ], [ %{name}_chunk_end, %{name}_chunk_done ]
+  %{name}_chunk_end = add i64 %{name}_from, %chunk
+  %{name}_is_any = icmp ult i64 %{name}_from, %most
+  br i1 %{name}_is_any, label %{name}_rows, label %{following}
+{name}_rows:
+  %{name}_row = phi i64 [ %first, %{name}_chunks ], [ %{name}_row_next, %{name}_row_done ]
+{_places(name, shape)}
+  %{name}_to = call i64 @llvm.umin.i64(i64 %{name}_chunk_end, i64 %{name}_in_order)
+  %{name}_sees_any = icmp ult i64 %{name}_from, %{name}_to
+  br i1 %{name}_sees_any, label %{name}_call, label %{name}_row_done
+{name}_call:
+{_call(name, function)}
+  br label %{name}_row_done
+{name}_row_done:
+  %{name}_row_next = add i64 %{name}_row, 1
+  %{name}_row_more = icmp ult i64 %{name}_row_next, %last
+  br i1 %{name}_row_more, label %{name}_rows, label %{name}_chunk_done
+{name}_chunk_done:
+  br label %{name}_chunks"""
+
+
+def _over_rows(name: str, shape: AttentionShape, functions: Sequence[str], following: str) -> str:
+    """Returns what calls functions of `attention_loops` for each row."""
+    calls = "\n".join(_call(name, function) for function in functions)
+    return f"""{name}:
+  br label %{name}_rows
+{name}_rows:
+  %{name}_row = phi i64 [ %first, %{name} ], [ %{name}_row_next, %{name}_rows ]
+{_places(name, shape)}
+{calls}
+  %{name}_row_next = add i64 %{name}_row, 1
+  %{name}_row_more = icmp ult i64 %{name}_row_next, %last
+  br i1 %{name}_row_more, label %{name}_rows, label %{following}"""
+
+
+def _call(name: str, function: str) -> str:
+    """Returns a call of a function of `attention_loops` with the values of a row, whose names start with `name`."""
+    shared = ("keys_here", "values_here", "scores_stride", "scale")
+    given = [f"{kind} %{key if key in shared else f'{name}_{key}'}" for key, kind in PARAMETERS[function].items()]
+    return f"  call void @{function}({', '.join(given)})"
+
+
+def _in_order(name: str, row: str) -> list[str]:
+    """Returns what finds how many positions of a row are computed in chunks: whole groups of those before the pass."""
+    return [
+        *load(f"{name}_before", "i64", "num_before", "i64", f"%{row}"),
+        f"  %{name}_in_order = and i64 %{name}_before, {-TOGETHER}",
     ]
-    lines += [f"  %scores{g} = getelementptr float, ptr %scores{g - 1}, i64 %scores_stride" for g in together[1:]]
-    lines.append("  %query = getelementptr float, ptr %queries, i64 %query_offset")
-    for g in together:
-        for v in vectors:
-            lines += load(f"q{g}_{v}", FLOATS, "query", "float", str(g * shape.head_size + v * LANES))
-    lines += [*score_loops(shape, "take", "weigh"), "weigh:"]
-    for g in together:
-        lines += [
-            f"  %sum{g} = call float @weights(ptr %scores{g}, i64 %seen)",
-            f"  %share{g} = fdiv float 1.0, %sum{g}",
-            *spread(f"shares{g}", "float", f"share{g}", LANES),
-        ]
-    lines += [*value_loops(shape, "weigh", "store"), "store:"]
-    lines.append("  %output = getelementptr float, ptr %outputs, i64 %output_offset")
-    for g in together:
-        for v in vectors:
-            lines += [
-                f"  %out{g}_{v} = fmul {FLOATS} %total{g}_{v}, %shares{g}",
-                f"  %out_at{g}_{v} = getelementptr float, ptr %output, i64 {g * shape.head_size + v * LANES}",
-                f"  store {FLOATS} %out{g}_{v}, ptr %out_at{g}_{v}, align 4",
-            ]
-    return "\n".join([*lines, "  br label %claim", "exit:", "  ret void", "}"])
+
+
+def _places(name: str, shape: AttentionShape) -> str:
+    """Returns what finds the values of a row that functions of `attention_loops` get."""
+    row = f"%{name}_row"
+    lines = [
+        *load(f"{name}_start", "i64", "starts", "i64", row),
+        *_in_order(name, f"{name}_row"),
+        *load(f"{name}_seen", "i64", "num_seen", "i64", row),
+        f"  %{name}_others_offset = mul i64 {row}, %num_others",
+        f"  %{name}_others = getelementptr i64, ptr %others, i64 %{name}_others_offset",
+        f"  %{name}_query_row = mul i64 {row}, %query_stride",
+        f"  %{name}_query_head = mul i64 %head, {shape.head_size}",
+        f"  %{name}_query_offset = add i64 %{name}_query_row, %{name}_query_head",
+        f"  %{name}_query = getelementptr float, ptr %queries, i64 %{name}_query_offset",
+        f"  %{name}_heads_before = mul i64 {row}, {shape.num_heads}",
+        f"  %{name}_row_head = add i64 %{name}_heads_before, %head",
+        f"  %{name}_scores_offset = mul i64 %{name}_row_head, %scores_stride",
+        f"  %{name}_scores0 = getelementptr float, ptr %scores, i64 %{name}_scores_offset",
+        f"  %{name}_output_offset = mul i64 %{name}_row_head, {shape.head_size}",
+        f"  %{name}_output = getelementptr float, ptr %outputs, i64 %{name}_output_offset",
+    ]
+    return "\n".join(lines)

@@ -27,6 +27,12 @@ MAX_HEAD_SIZE = 256
 MOST_SUMS = {64: 28, 32: 8}
 """Vectors of sums that stay in the registers, by bytes of a vector: there are 32 of 64 bytes, or 16 of 32 bytes, two of
 which make a vector of sums."""
+CHUNK_BYTES = 2**13
+"""Bytes of the keys of a chunk. With its values and the queries, it fits into the nearest cache."""
+WHOLE = 2**40
+"""A chunk of all positions, for a single row."""
+READING_ROWS = 0.5
+"""To read keys and values from a farther cache takes as long as so many rows take to compute with them."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -97,6 +103,7 @@ class AttentionKernel:
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
+        self._chunk = CHUNK_BYTES // (4 * shape.head_size)
         self.code = NativeCode(attention_code(shape) + store_code(shape, ARGUMENTS))
         self._run: Function = self.code.function("run", 4)
 
@@ -128,31 +135,55 @@ class AttentionKernel:
         num_rows = new.heads.shape[0]
         outputs = new.heads.new_empty(num_rows, self._shape.num_heads * self._shape.head_size)
         scores = new.heads.new_empty(self.num_scores(num_rows, seen))
-        arguments = _Arguments(*attention_arguments(new, stored, seen, scale, (outputs, scores)))
+        arguments = _Arguments(*self.arguments(new, stored, seen, scale, (outputs, scores)))
         self._run(ctypes.addressof(arguments), 0, openmp_parallel() or 0, torch.get_num_threads())
         return outputs
 
+    def arguments(
+        self,
+        new: NewRows,
+        stored: tuple[Tensor, Tensor],
+        seen: SeenPositions,
+        scale: float,
+        memory: tuple[Tensor, Tensor],
+    ) -> list[int]:
+        """Returns what the kernel reads: see `ARGUMENTS`. The tensors must live until it has run.
 
-def attention_arguments(
-    new: NewRows, stored: tuple[Tensor, Tensor], seen: SeenPositions, scale: float, memory: tuple[Tensor, Tensor]
-) -> list[int]:
-    """Returns what the kernel reads: see `ARGUMENTS`. The tensors must live until it has run.
+        Args:
+            new: As in `attend`; so are the next three.
+            memory: For the outputs, contiguous, and for `num_scores` scores.
+        """
+        table = (0, 0) if new.table is None else (new.table[0].data_ptr(), new.table[1].data_ptr())
+        tensors = (*stored, *memory, seen.starts, seen.num_before, seen.others, seen.num_seen)
+        num_rows, num_blocks = new.heads.shape[0], self._shape.num_heads // self._shape.num_together
+        at_once = rows_at_once(num_rows, num_blocks, torch.get_num_threads())
+        return [
+            *(new.heads.data_ptr(), new.values.data_ptr(), *table, *(tensor.data_ptr() for tensor in tensors)),
+            *(num_rows, new.heads.stride(0), new.values.stride(0), new.first, stored[0].stride(0)),
+            *(seen.others.shape[1], _scores_stride(seen)),
+            *(at_once, self._chunk if at_once > 1 else WHOLE, bits_of(scale), 0),
+        ]
+
+
+@lru_cache
+def rows_at_once(num_rows: int, num_blocks: int, num_threads: int) -> int:
+    """Returns how many rows a thread claims at once, so that all threads end early and read little.
 
     Args:
-        new: As in `AttentionKernel.attend`; so are the next three.
-        memory: For the outputs, contiguous, and for `num_scores` scores.
+        num_rows: Rows of a pass.
+        num_blocks: Tasks of so many rows.
+        num_threads: Threads.
     """
-    table = (0, 0) if new.table is None else (new.table[0].data_ptr(), new.table[1].data_ptr())
-    tensors = (*stored, *memory, seen.starts, seen.num_before, seen.others, seen.num_seen)
-    return [
-        *(new.heads.data_ptr(), new.values.data_ptr(), *table, *(tensor.data_ptr() for tensor in tensors)),
-        *(new.heads.shape[0], new.heads.stride(0), new.values.stride(0), new.first, stored[0].stride(0)),
-        *(seen.others.shape[1], _scores_stride(seen), bits_of(scale), 0),
-    ]
+
+    def cost(number: int) -> float:
+        num_tasks = -(-num_rows // number) * num_blocks
+        return -(-num_tasks // num_threads) * (number + READING_ROWS)
+
+    return min(range(num_rows, 0, -1), key=cost)
 
 
 def _scores_stride(seen: SeenPositions) -> int:
-    return -(-seen.most // LANES) * LANES
+    return (-(-seen.most // LANES) + 1) * LANES
 
 
 def has_attention_kernel() -> bool:

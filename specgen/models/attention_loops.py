@@ -1,4 +1,8 @@
-"""Writes the loops of the attention kernel in LLVM IR: over the positions that a row sees, some at once."""
+"""Writes the loops of the attention kernel in LLVM IR: over the positions that a row sees, some at once.
+
+The positions that are stored one after the other are near, the others are far: where each of these is has to be looked
+up. Both are computed alike.
+"""
 
 from __future__ import annotations
 
@@ -12,81 +16,182 @@ if TYPE_CHECKING:
 
 TOGETHER = 4
 """Positions that are computed at once: the lanes of so many vectors are added up together."""
+_SCORES, _NEAR = {"scores0": "ptr", "scores_stride": "i64"}, {"start": "i64", "from": "i64", "to": "i64"}
+_FAR = {"start": "i64", "before": "i64", "others": "ptr", "in_order": "i64", "seen": "i64"}
+PARAMETERS = {
+    "near_scores": {"query": "ptr", "keys_here": "ptr", **_SCORES, "scale": "float", **_NEAR},
+    "far_scores": {"query": "ptr", "keys_here": "ptr", **_SCORES, "scale": "float", **_FAR},
+    "weigh": {**_SCORES, "seen": "i64", "output": "ptr"},
+    "near_values": {"output": "ptr", "values_here": "ptr", **_SCORES, **_NEAR},
+    "far_values": {"output": "ptr", "values_here": "ptr", **_SCORES, **_FAR},
+}
+"""Names and types of what the functions get.
+
+All compute the heads of one row that are computed at once: addresses of its first query, of the keys or values of these
+heads, of its first head's scores, and of its first output. Near positions are `from` to `to`, counted from the row's
+first one, which is stored at `start`. Far ones are those from `in_order` on, of `seen`: the first `before` positions
+are stored from `start` on, and `others` has where the rest is.
+"""
 
 
-def score_loops(shape: AttentionShape, before: str, following: str) -> list[str]:
-    """Returns the loops that store the scores of all positions: products of the queries with their keys.
+def scores_code(shape: AttentionShape) -> str:
+    """Returns functions that store the scores of positions, and one that turns all scores of a row into weights."""
+    return "\n".join([_near_scores(shape), _far_scores(shape), _weigh(shape)])
 
-    `%is_near` says whether the first loop has positions, `%is_far` whether the second one has.
 
-    Args:
-        shape: The heads.
-        before: Label of what runs before the loops.
-        following: Label of what runs after them.
-    """
-    return [
-        "  br i1 %is_near, label %near_score, label %far_score",
+def values_code(shape: AttentionShape) -> str:
+    """Returns functions that add the values of positions by their weights; the one of far ones finishes the row."""
+    return "\n".join([_near_values(shape), _far_values(shape)])
+
+
+def _function(name: str, lines: list[str]) -> str:
+    parameters = ", ".join(f"{kind} %{key}" for key, kind in PARAMETERS[name].items())
+    return "\n".join([f"define internal void @{name}({parameters}) {{\nentry:", *lines, "  ret void\n}"])
+
+
+def _near_scores(shape: AttentionShape) -> str:
+    lines = [
+        *_score_places(shape),
+        *_queries(shape),
+        "  br label %near_score",
         "near_score:",
-        f"  %near_i = phi i64 [ 0, %{before} ], [ %near_i_next, %near_score ]",
+        "  %near_i = phi i64 [ %from, %entry ], [ %near_i_next, %near_score ]",
         *_in_order("near_key", "keys_here", "%near_i", shape),
         *_scores("near", shape),
         f"  %near_i_next = add i64 %near_i, {TOGETHER}",
-        "  %near_i_more = icmp ult i64 %near_i_next, %in_order",
+        "  %near_i_more = icmp ult i64 %near_i_next, %to",
         "  br i1 %near_i_more, label %near_score, label %near_scored",
         "near_scored:",
-        f"  br i1 %is_far, label %far_score, label %{following}",
+    ]
+    return _function("near_scores", lines)
+
+
+def _far_scores(shape: AttentionShape) -> str:
+    lines = [
+        *_score_places(shape),
+        *_queries(shape),
+        "  %last_seen = sub i64 %seen, 1",
+        "  br label %far_score",
         "far_score:",
-        f"  %far_i = phi i64 [ 0, %{before} ], [ %in_order, %near_scored ], [ %far_i_next, %far_score ]",
+        "  %far_i = phi i64 [ %in_order, %entry ], [ %far_i_next, %far_score ]",
         *_looked_up("far_key", "keys_here", "%far_i", shape),
         *_scores("far", shape),
         f"  %far_i_next = add i64 %far_i, {TOGETHER}",
         "  %far_i_more = icmp ult i64 %far_i_next, %seen",
-        f"  br i1 %far_i_more, label %far_score, label %{following}",
+        "  br i1 %far_i_more, label %far_score, label %far_scored",
+        "far_scored:",
     ]
+    return _function("far_scores", lines)
 
 
-def value_loops(shape: AttentionShape, before: str, following: str) -> list[str]:
-    """Returns the loops that add up the values by their weights, to `%total0_0` and so on.
+def _weigh(shape: AttentionShape) -> str:
+    """Returns the function that also stores by what the sums of a head are multiplied, and sets them to 0."""
+    lines = _score_places(shape)
+    for g in range(shape.num_together):
+        lines += [
+            f"  %sum{g} = call float @weights(ptr %scores{g}, i64 %seen)",
+            f"  %share{g} = fdiv float 1.0, %sum{g}",
+            *_share_place(g),
+            f"  store float %share{g}, ptr %share_at{g}, align 4",
+        ]
+    return _function("weigh", [*lines, *_stored(shape, "sums", dict.fromkeys(_sums(shape), "zeroinitializer"))])
 
-    Args:
-        shape: As in `score_loops`.
-        before: Likewise.
-        following: Likewise.
-    """
-    names = [f"{g}_{v}" for g in range(shape.num_together) for v in _vectors(shape)]
-    start = f"[ zeroinitializer, %{before} ]"
-    near = [f"  %near{n} = phi {FLOATS} {start}, [ %near_more{n}, %near_add ]" for n in names]
-    more = [(n, f"[ %near_more{n}, %near_added ], [ %far_more{n}, %far_add ]") for n in names]
-    far = [f"  %far{n} = phi {FLOATS} {start}, {places}" for n, places in more]
-    totals = [f"  %total{n} = phi {FLOATS} {places}" for n, places in more]
-    return [
-        "  br i1 %is_near, label %near_add, label %far_add",
+
+def _near_values(shape: AttentionShape) -> str:
+    sums = _sums(shape)
+    lines = [
+        *_score_places(shape),
+        *_loaded(shape, "before"),
+        "  br label %near_add",
         "near_add:",
-        f"  %near_j = phi i64 [ 0, %{before} ], [ %near_j_next, %near_add ]",
-        *near,
+        "  %near_j = phi i64 [ %from, %entry ], [ %near_j_next, %near_add ]",
+        *[f"  %near{n} = phi {FLOATS} [ %before{n}, %entry ], [ %near_more{n}, %near_add ]" for n in sums],
         *_in_order("near_value", "values_here", "%near_j", shape),
         *_added("near", shape, is_whole=True),
         f"  %near_j_next = add i64 %near_j, {TOGETHER}",
-        "  %near_j_more = icmp ult i64 %near_j_next, %in_order",
+        "  %near_j_more = icmp ult i64 %near_j_next, %to",
         "  br i1 %near_j_more, label %near_add, label %near_added",
         "near_added:",
-        "  br i1 %is_far, label %far_add, label %added",
+        *_stored(shape, "total", {n: f"%near_more{n}" for n in sums}),
+    ]
+    return _function("near_values", lines)
+
+
+def _far_values(shape: AttentionShape) -> str:
+    sums = _sums(shape)
+    lines = [
+        *_score_places(shape),
+        *_loaded(shape, "near"),
+        "  %last_seen = sub i64 %seen, 1",
+        "  br label %far_add",
         "far_add:",
-        f"  %far_j = phi i64 [ 0, %{before} ], [ %in_order, %near_added ], [ %far_j_next, %far_add ]",
-        *far,
+        "  %far_j = phi i64 [ %in_order, %entry ], [ %far_j_next, %far_add ]",
+        *[f"  %far{n} = phi {FLOATS} [ %near{n}, %entry ], [ %far_more{n}, %far_add ]" for n in sums],
         *_looked_up("far_value", "values_here", "%far_j", shape),
         *_added("far", shape, is_whole=False),
         f"  %far_j_next = add i64 %far_j, {TOGETHER}",
         "  %far_j_more = icmp ult i64 %far_j_next, %seen",
-        "  br i1 %far_j_more, label %far_add, label %added",
-        "added:",
-        *totals,
-        f"  br label %{following}",
+        "  br i1 %far_j_more, label %far_add, label %far_added",
+        "far_added:",
     ]
+    for g in range(shape.num_together):
+        lines += [
+            *_share_place(g),
+            f"  %share{g} = load float, ptr %share_at{g}, align 4",
+            *spread(f"shares{g}", "float", f"share{g}", LANES),
+        ]
+    lines += [f"  %out{g}_{v} = fmul {FLOATS} %far_more{g}_{v}, %shares{g}" for g, v in sums.values()]
+    return _function("far_values", [*lines, *_stored(shape, "out_at", {n: f"%out{n}" for n in sums})])
 
 
 def _vectors(shape: AttentionShape) -> range:
     return range(shape.head_size // LANES)
+
+
+def _sums(shape: AttentionShape) -> dict[str, tuple[int, int]]:
+    """Returns the vectors of sums by a name: the head, and the vector of its channels."""
+    return {f"{g}_{v}": (g, v) for g in range(shape.num_together) for v in _vectors(shape)}
+
+
+def _score_places(shape: AttentionShape) -> list[str]:
+    """Returns what finds the scores of all heads but the first."""
+    heads = range(1, shape.num_together)
+    return [f"  %scores{g} = getelementptr float, ptr %scores{g - 1}, i64 %scores_stride" for g in heads]
+
+
+def _share_place(head: int) -> list[str]:
+    """Returns what finds the last value of a head's scores, which is no score."""
+    return [
+        f"  %share_index{head} = sub i64 %scores_stride, 1",
+        f"  %share_at{head} = getelementptr float, ptr %scores{head}, i64 %share_index{head}",
+    ]
+
+
+def _queries(shape: AttentionShape) -> list[str]:
+    """Returns what loads the queries and spreads the scale."""
+    lines = spread("scales", "float", "scale", TOGETHER)
+    for n, (g, v) in _sums(shape).items():
+        lines += load(f"q{n}", FLOATS, "query", "float", str(g * shape.head_size + v * LANES))
+    return lines
+
+
+def _loaded(shape: AttentionShape, name: str) -> list[str]:
+    """Returns what loads the sums from the outputs."""
+    lines: list[str] = []
+    for n, (g, v) in _sums(shape).items():
+        lines += load(f"{name}{n}", FLOATS, "output", "float", str(g * shape.head_size + v * LANES))
+    return lines
+
+
+def _stored(shape: AttentionShape, name: str, values: dict[str, str]) -> list[str]:
+    """Returns what stores sums in the outputs."""
+    lines: list[str] = []
+    for n, (g, v) in _sums(shape).items():
+        lines += [
+            f"  %{name}{n} = getelementptr float, ptr %output, i64 {g * shape.head_size + v * LANES}",
+            f"  store {FLOATS} {values[n]}, ptr %{name}{n}, align 4",
+        ]
+    return lines
 
 
 def _in_order(name: str, array: str, index: str, shape: AttentionShape) -> list[str]:
@@ -115,7 +220,7 @@ def _looked_up(name: str, array: str, index: str, shape: AttentionShape) -> list
             f"  %{n}_near = add i64 %start, %{n}_at",
             f"  %{n}_beyond = sub i64 %{n}_at, %before",
             f"  %{n}_other = select i1 %{n}_is_before, i64 0, i64 %{n}_beyond",
-            *load(f"{n}_far", "i64", "others_here", "i64", f"%{n}_other"),
+            *load(f"{n}_far", "i64", "others", "i64", f"%{n}_other"),
             f"  %{n}_position = select i1 %{n}_is_before, i64 %{n}_near, i64 %{n}_far",
             f"  %{n}_offset = mul i64 %{n}_position, {shape.head_size}",
             f"  %{n} = getelementptr float, ptr %{array}, i64 %{n}_offset",

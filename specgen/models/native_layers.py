@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.attention_code import ARGUMENTS
-from specgen.models.attention_kernel import AttentionKernel, NewRows, attention_arguments
+from specgen.models.attention_kernel import AttentionKernel, NewRows
 from specgen.models.decoder_spec import DecoderSpec, LayerSpec
 from specgen.models.native_code import openmp_parallel
 from specgen.models.native_steps import MAX_ROWS, LayerSteps, StepMemory
@@ -130,7 +130,7 @@ class NativePass:
             new = NewRows(self._heads, self._values, table, slots.first)
             scores.append(self._hidden.new_empty(kernel.num_scores(hidden.shape[0], seen)))
             memory = (self._attended, scores[-1])
-            arguments[places] = attention_arguments(new, slots.stored(layer), seen, self._spec.attention_scale, memory)
+            arguments[places] = kernel.arguments(new, slots.stored(layer), seen, self._spec.attention_scale, memory)
         stored = [slots.stored(layer) for layer in range(len(self._spec.layers))]
         arguments[self._stored] = [[keys.data_ptr(), values.data_ptr()] for keys, values in stored]
         self._kernels.run_steps(self._steps.ctypes.data, len(self._steps), openmp_parallel() or 0, self._num_threads)
