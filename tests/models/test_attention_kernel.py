@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from specgen.core.draft_tree import ROOT
 from specgen.models import attention_kernel as module
@@ -181,6 +182,27 @@ def test_heads_are_computed_at_once_as_registers_and_threads_allow(
 
     with threads(num_threads):
         assert heads_together(num_heads, group, head_size) == num_together
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", [SHAPES[0], AttentionShape(7, 7, 80, num_together=7)], ids=str)
+@pytest.mark.parametrize("num_seen", range(1, 10))
+def test_what_a_row_does_not_see_changes_nothing(shape: AttentionShape, num_seen: int) -> None:
+    """Positions that the window hides, and those after the row: a weight of 0 times what is not a number is none."""
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    queries, start = torch.randn(1, shape.num_heads, shape.head_size), 20
+    for tensor in (keys, values):
+        tensor[:, :start] = tensor[:, start + num_seen :] = math.nan
+
+    seen = seen_by_rows(start + num_seen - 1, 1, num_seen)
+    # As next to rows that see more, whose other positions take more columns.
+    seen = replace(seen, others=functional.pad(seen.others, (0, 3)))
+
+    outputs = attend(kernel, queries, (keys, values), seen, 0.3)
+
+    seen_here = [tensor[:, start : start + num_seen] for tensor in (keys, values)]
+    all_seen = torch.ones(1, num_seen, dtype=torch.bool)
+    torch.testing.assert_close(outputs, expected(queries, *seen_here, all_seen, 0.3), rtol=1e-5, atol=2e-6)
 
 
 @needs_kernel
