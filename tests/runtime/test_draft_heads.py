@@ -21,6 +21,7 @@ from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
 from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, PairSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
+from specgen.loading.safetensors_check import WeightFile, check_safetensors
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
@@ -322,6 +323,21 @@ def test_auto_uses_the_draft_shipped_for_a_target(folders: dict[str, Path], ship
     assert pair.draft is not None
     assert (pair.draft.path, pair.draft.name) == (shipped, "toy-draft")
     assert run(load_models(pair)).counts.num_drafted > 0
+
+
+def test_auto_checks_the_shipped_draft_once(
+    folders: dict[str, Path], shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+
+    def check(path: Path) -> WeightFile:
+        checked.append(path)
+        return check_safetensors(path)
+
+    monkeypatch.setattr("specgen.loading.draft_head_folder.check_safetensors", check)
+
+    assert chosen(folders["target"]).draft is not None
+    assert checked == [shipped / "model.safetensors"]
 
 
 def test_auto_is_lookup_for_a_target_that_transformers_runs(folders: dict[str, Path], shipped: Path) -> None:
