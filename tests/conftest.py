@@ -22,6 +22,8 @@ os.environ["SPECGEN_BACKEND"] = "torch"
 # Without a card, Triton's interpreter runs the fused kernels. It must be chosen before anything imports Triton.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+    # bitsandbytes compiles its optimizers, which no test runs: the compiler alone takes a second to import.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 # A run under nohup or in the background inherits ignored signals, and would pass them to the programs under test.
 _DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}

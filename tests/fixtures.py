@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from specgen.core.errors import ModelNotFoundError
+from specgen.doctor import pass_estimate
 from specgen.loading import libraries, llama_trial
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.gguf import model_folder
@@ -57,6 +58,15 @@ def one_llama_trial() -> Iterator[None]:
     """Computes llama.cpp's trial pass once, in a process of its own; it depends on the installed library alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama_trial, "_run", functools.cache(llama_trial._run))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Times little memory and few calls: no test depends on how fast this machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pass_estimate, "READ_BYTES", 1 << 20)
+        patch.setattr(pass_estimate, "NUM_CALLS", 10)
         yield
 
 

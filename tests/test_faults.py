@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.faults import PROMISES, REPORTED, TABLE, UNTESTED, marked_tests, table
 
 
@@ -12,6 +14,7 @@ def test_the_catalogue_has_eighty_faults_and_those_of_other_peoples_reports() ->
     assert numbers == sorted(set(numbers)), "a number is missing its place, or used twice"
 
 
+@pytest.mark.thorough
 def test_every_fault_is_covered_by_a_test_or_listed_with_a_reason() -> None:
     marked = set(marked_tests())
 

@@ -26,12 +26,17 @@ from tests.toys import save_toy
 CONFIG = BenchSettings(num_tokens=40, num_repeats=2, num_warmups=0)
 
 
-@pytest.fixture
-def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> BenchReport:
     """Lookup on either backend; passes of the second one take 5 seconds each, and its text differs."""
+    with pytest.MonkeyPatch.context() as patch:
+        return measured(tmp_path_factory.mktemp("backends"), patch)
+
+
+def measured(folder: Path, patch: pytest.MonkeyPatch) -> BenchReport:
     clock = VirtualClock(lambda _, is_first, num_tokens: 1 + (num_tokens - 1) / 10 if is_first else 5.0)
-    clock.install(monkeypatch)
-    first, second = save_toy(tmp_path / "first"), save_toy(tmp_path / "second", fox=" quick")
+    clock.install(patch)
+    first, second = save_toy(folder / "first"), save_toy(folder / "second", fox=" quick")
     pairs = {}
     for backend, folder in (("llama.cpp", first), ("torch", second)):
         baseline = resolve_pair(PairSettings(model(folder), drafter="none"))

@@ -79,6 +79,7 @@ def test_one_ratio_has_no_interval(ratios: list[float]) -> None:
     assert ratio_interval(ratios) is None
 
 
+@pytest.mark.thorough
 def test_the_interval_covers_the_true_ratio_in_95_percent_of_samples() -> None:
     rng = random.Random(0)
     samples = [[1.5 * math.exp(rng.gauss(0, 0.03)) for _ in range(5)] for _ in range(4000)]

@@ -70,6 +70,7 @@ def test_every_figure_of_a_scripted_pair_is_exact(toys: dict[str, Path], clock: 
 
 
 @pytest.mark.parametrize("k", thorough_except([3], [1, 3]))
+@pytest.mark.thorough
 def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
     toys: dict[str, Path], clock: VirtualClock, k: int
 ) -> None:
@@ -114,6 +115,7 @@ def test_passes_of_a_draft_over_several_tokens_are_measured_and_predicted(
     assert chain.predicted_speedup == pytest.approx(chain.speedup)
 
 
+@pytest.mark.thorough
 def test_a_tree_of_a_draft_without_branches_is_reported_as_failed(toys: dict[str, Path], clock: VirtualClock) -> None:
     report = finished(benchmark(clock, toys["target"], {"lookup": None}, (2,), SMALL, trees=(0, 4)))
 
@@ -190,6 +192,7 @@ def test_an_interrupt_keeps_finished_runs_only(toys: dict[str, Path], clock: Vir
     assert {pair for pair in report.compared if pair[0]} == {(1, 0)}
 
 
+@pytest.mark.thorough
 def test_the_finished_runs_of_an_interrupted_prompt_are_compared(toys: dict[str, Path], clock: VirtualClock) -> None:
     made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2, 3), SMALL)
 

@@ -94,6 +94,7 @@ def test_one_command_gives_table_json_csv_markdown_and_plot(bench: Cli, tmp_path
 
 
 @pytest.mark.fault("F98")
+@pytest.mark.thorough
 def test_variables_of_the_template_are_in_the_document(bench: Cli) -> None:
     ended = bench("-k", "1", "--format", "json", "--chat-template-kwargs", '{"enable_thinking": false}')
 
@@ -295,6 +296,7 @@ def test_a_model_combined_with_lookup_is_measured_like_any_draft(bench: Cli, toy
     assert [row["draft"] for row in rows] == [None, "wrong float32", "wrong float32+lookup"]
 
 
+@pytest.mark.thorough
 def test_turns_are_answered_one_after_the_other(bench: Cli, tmp_path: Path) -> None:
     prompts = tmp_path / "turns.jsonl"
     prompts.write_text('{"question_id": 81, "category": "writing", "turns": ["one", "two"]}\n')

@@ -43,6 +43,7 @@ def distill(cli: Cli, target: Path, tmp_path: Path) -> Any:
     return call
 
 
+@pytest.mark.thorough
 def test_a_draft_comes_out_that_generates_the_targets_own_text(
     distill: Any, cli: Cli, target: Path, tmp_path: Path
 ) -> None:
@@ -100,7 +101,7 @@ def test_the_card_reports_data_loss_acceptance_and_cost(distill: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")])
-@pytest.mark.fast("flags1*")
+@pytest.mark.thorough
 def test_texts_and_training_are_in_bfloat16_where_the_cpu_multiplies_it_fast(
     distill: Any, monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: str
 ) -> None:
@@ -218,6 +219,7 @@ def test_another_draft_is_trained_on_saved_texts(distill: Any, tmp_path: Path, m
     assert all(torch.equal(whole[name], again[name]) for name in whole), "saved texts make the same draft"
 
 
+@pytest.mark.thorough
 def test_texts_of_another_model_of_the_same_name_are_refused(distill: Any, tmp_path: Path) -> None:
     assert distill("--texts", tmp_path / "texts").code == 0
     (tmp_path / "draft").rename(tmp_path / "first")
@@ -250,6 +252,7 @@ def test_a_file_in_place_of_a_folder_is_an_error(distill: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("state", [None, "", '{"target"'])
+@pytest.mark.fast(without=("None",))
 def test_a_run_that_was_killed_at_its_start_can_be_repeated(distill: Any, tmp_path: Path, state: str | None) -> None:
     work = tmp_path / "draft" / ".distill"
     work.mkdir(parents=True)

@@ -108,6 +108,7 @@ def test_measured_drafts_are_called_measured_and_remembered(
     assert later["target_basis"] == "learned"
 
 
+@pytest.mark.thorough
 def test_a_base_model_is_expected_to_agree_less_with_a_target_that_was_trained_to_chat(
     cli: Cli, toys: dict[str, Path], models: Path
 ) -> None:
@@ -231,6 +232,7 @@ def test_without_a_network_the_rest_is_ranked_and_a_note_says_why(
 
 
 @pytest.mark.usefixtures("hub")
+@pytest.mark.thorough
 def test_models_of_the_hubs_cache_are_candidates(cli: Cli, toys: dict[str, Path]) -> None:
     found = {one["draft"]: one for one in ranked(cli, toys["target"])["drafts"]}
 

@@ -32,6 +32,7 @@ def test_doctor_shows_the_rollback_and_the_memory_of_snapshots(
     assert "5 snapshots" in lines[0]
 
 
+@pytest.mark.thorough
 def test_the_cache_is_planned_for_layers_with_attention_only(cli: Cli, tmp_path: Path) -> None:
     arguments = ("doctor", "-t", save_hybrid("Lfm2", tmp_path), "-d", "none", *EXACT, "--json")
     memory = json.loads(cli(*arguments).out)["pair"]["models"][0]["memory"]

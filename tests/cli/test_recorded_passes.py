@@ -85,6 +85,7 @@ def test_verify_passes_on_recorded_passes(
     assert all(recorder.traces for recorder in recorders)
 
 
+@pytest.mark.thorough
 def test_bench_measures_and_checks_recorded_passes(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], recorders: list[TraceRecorder]
 ) -> None:

@@ -173,6 +173,7 @@ def test_ctrl_c_ends_the_requests_under_way_and_keeps_finished_runs(cli: Cli, co
 
 
 @pytest.mark.parametrize("concurrency", ["1", "2"])
+@pytest.mark.fast("1")
 def test_a_server_that_fails_is_left_out_and_the_others_are_measured(cli: Cli, concurrency: str) -> None:
     with (
         serving(LLAMA_PAGES, as_json({}, 500)) as bad,

@@ -96,6 +96,7 @@ def test_events_have_the_nodes_of_a_round(cli: Cli, pair: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("checked_sampler")
+@pytest.mark.thorough
 def test_a_pair_with_trees_is_verified(cli: Cli, pair: list[str]) -> None:
     ended = cli("verify", *pair, "-p", "hello", "-n", "12", "-k", "3", "--tree", "5")
 

@@ -88,7 +88,7 @@ def check_loss(program: tuple[Drafts, float, int]) -> None:
     assert loss_of_last_text(program) <= MAY_LOSE + TRIAL
 
 
-test_no_text_loses_more_than_the_limit = given(programs())(check_loss)
+test_no_text_loses_more_than_the_limit = pytest.mark.thorough(given(programs())(check_loss))
 
 
 def a_round(num_drafted: int, num_accepted: int, num_passes: int) -> Round:
@@ -149,6 +149,7 @@ def speed_of_long_text(monkeypatch: pytest.MonkeyPatch, num_bad: int, reading: f
 
 @pytest.mark.parametrize("reading", [0.0, 0.02, 0.05])
 @pytest.mark.parametrize("num_bad", [15, 150])
+@pytest.mark.fast("15-0.0", "150-0.05")
 def test_a_long_text_that_begins_badly_is_drafted_again_although_the_draft_has_to_read_it(
     monkeypatch: pytest.MonkeyPatch, num_bad: int, reading: float
 ) -> None:

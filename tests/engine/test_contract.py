@@ -241,7 +241,10 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
     without=(
         "static*-other-8",
         "static*-combined-8",
-        "transformers-*-other-8",
+        "static-*-random-8",
+        "static-whole-*-self-8",
+        "*-mistral-always-wrong-8",
+        "transformers-*-other-*",
         "transformers-*-combined-8",
         "llama.cpp-*-other-1",
     )

@@ -197,11 +197,11 @@ RULES = [
 @pytest.mark.parametrize(("case", "processors", "verification"), RULES)
 @pytest.mark.fast(
     without=(
-        "other model-plain-token",
+        "*-all-token",
+        "*-plain-token",
         "other model-penalty-*",
+        "other model-temperature-*",
         "stops when unsure-plain-*",
-        "stops when unsure-all-token",
-        "subset-plain-token",
     )
 )
 def test_every_processor_keeps_the_distribution_of_three_tokens(case: Case, processors: str, verification: str) -> None:
@@ -257,6 +257,7 @@ def test_an_end_token_inside_a_draft_keeps_the_distribution(case: Case) -> None:
     assert_same_distribution(found, target_distribution(table(3, 1), sampling, ends=[2]))
 
 
+@pytest.mark.thorough
 def test_block_verification_keeps_more_than_token_verification() -> None:
     """Compares the expected length of a round over all outcomes, on a pair where the paper's inequality is strict."""
     expected = {}

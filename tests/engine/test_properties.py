@@ -48,6 +48,7 @@ SAMPLED = SamplingSettings(temperature=0.8, top_k=20)
 
 @settings(max_examples=share_of_profile(2 / 3))
 @given(prompt=IDS, budget=st.integers(1, 24), k=st.integers(0, 8), draft_seed=st.integers(0, 3))
+@pytest.mark.thorough
 def test_p1_any_draft_model_gives_the_ids_of_plain_decoding(
     prompt: list[int], budget: int, k: int, draft_seed: int
 ) -> None:
@@ -65,6 +66,7 @@ def test_p1_any_draft_model_gives_the_ids_of_plain_decoding(
     ends=st.sets(st.integers(0, 95), max_size=6),
     seed=st.integers(0, 9),
 )
+@pytest.mark.thorough
 def test_p2_a_budget_cuts_and_changes_nothing_before(
     prompt: list[int], budget: int, more: int, ends: set[int], seed: int
 ) -> None:
@@ -114,6 +116,7 @@ class _StopAfter:
     with_nan=st.booleans(),
     sampling=st.sampled_from([GREEDY, SAMPLED]),
 )
+@pytest.mark.thorough
 def test_p4_caches_hold_a_prefix_of_the_text_in_every_case(
     prompt: list[int],
     ends: set[int],

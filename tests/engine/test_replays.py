@@ -85,6 +85,7 @@ def test_lookup_with_a_good_model_wins_on_edits_and_costs_little_elsewhere(name:
     assert mean_speed(FREE, machine, "combined") >= 0.97 * mean_speed(FREE, machine, "model")
 
 
+@pytest.mark.thorough
 def test_lookup_with_a_model_that_does_not_pay_works_as_lookup_alone() -> None:
     machine = MACHINES["llama.cpp"]
 

@@ -63,6 +63,7 @@ def test_a_draft_that_pays_is_as_fast_as_at_its_best_fixed_length(machine: tuple
     assert speed(machine, lambda: knowing(*machine[:2])) >= 0.97 * best_speed(machine)
 
 
+@pytest.mark.thorough
 def test_a_draft_that_paid_in_other_texts_loses_little_where_it_does_not() -> None:
     def taught() -> CostAwareLength:
         policy = knowing(INT8, 0.2)

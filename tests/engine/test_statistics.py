@@ -83,6 +83,7 @@ def first_tokens(
 # --- The test of the test ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_p_values_are_calibrated_and_see_a_total_variation_of_two_percent() -> None:
     generator = torch.Generator().manual_seed(1)
     distribution = torch.tensor([0.3, 0.2, 0.15, 0.12, 0.1, 0.07, 0.04, 0.02], dtype=torch.float64)

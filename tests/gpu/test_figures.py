@@ -294,6 +294,7 @@ def warn_of_reads(patch: pytest.MonkeyPatch, device: FakeCuda) -> None:
     patch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
 
 
+@pytest.mark.thorough
 def test_the_loop_reads_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch) as device:
         warn_of_reads(monkeypatch, device)

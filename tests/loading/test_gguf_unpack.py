@@ -408,6 +408,7 @@ def test_gemma_3_scales_the_rotary_embedding_of_layers_without_a_window(tmp_path
 
 
 @pytest.mark.parametrize(("family", "largest"), thorough_except([("gemma2", 46)], [("gemma2", 46), ("gemma3", 62)]))
+@pytest.mark.thorough
 def test_the_largest_gemma_has_a_query_scale_of_its_own(tmp_path: Path, family: str, largest: int) -> None:
     for num_layers, scalar in ((2, HEAD_SIZES[family]), (largest, HIDDEN // HEADS)):
         path = write(tmp_path / "tiny.gguf", family, types=("F16",), num_layers=num_layers)
@@ -445,6 +446,7 @@ def test_the_window_of_phi_3_is_read(tmp_path: Path) -> None:
     assert {layer.window for layer in spec.layers} == {24}
 
 
+@pytest.mark.thorough
 def test_the_largest_gemma_3_is_refused_rather_than_left_to_transformers(tmp_path: Path) -> None:
     def edit(writer: Any, _: Shapes) -> None:
         writer.add_float32("gemma3.logit_scale", 2.0)

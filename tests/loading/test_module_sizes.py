@@ -77,9 +77,7 @@ def test_the_memory_of_wide_weights_is_counted(folder: Path, dtype: str, quant: 
     ("stored", "quant"),
     [("float32", "none"), ("bfloat16", "none"), ("float16", "none"), ("bfloat16", "int8"), ("bfloat16", "nf4")],
 )
-@pytest.mark.fast(
-    "bfloat16-none-torch-True", "bfloat16-int8-torch-*", "bfloat16-nf4-transformers-True", "float16-none-torch-True"
-)
+@pytest.mark.fast("bfloat16-none-torch-True", "bfloat16-int8-torch-True", "float16-none-torch-True")
 def test_the_memory_of_a_large_vocabulary_is_counted(
     tmp_path: Path, stored: str, quant: str, backend: BackendName, is_tied: bool
 ) -> None:

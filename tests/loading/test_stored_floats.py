@@ -148,6 +148,7 @@ def test_bfloat16_products_read_prompts_and_no_drafts(
     assert 0 < distance < 4 * torch.finfo(torch.bfloat16).eps
 
 
+@pytest.mark.thorough
 def test_a_draft_after_a_long_prompt_does_not_change_the_greedy_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +164,7 @@ def test_a_draft_after_a_long_prompt_does_not_change_the_greedy_text(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.fast("dtype1")
+@pytest.mark.thorough
 def test_a_draft_of_any_length_does_not_change_the_greedy_text(tmp_path: Path, dtype: torch.dtype) -> None:
     folder, prompt = stored_in(dtype, tmp_path / "tiny"), [5, 6, 7]
     target = loaded(folder)
@@ -236,6 +237,7 @@ def test_the_planned_memory_is_that_of_the_weights(
     assert (plan.copies > 0) == has_copies
 
 
+@pytest.mark.thorough
 def test_a_near_tie_is_measured_in_what_the_layers_compute_in(tmp_path: Path) -> None:
     folder = stored_in(torch.bfloat16, tmp_path / "tiny", head_dim=4)
     on_transformers = {"quant": "nf4", "backend": BackendSettings("transformers")}

@@ -257,7 +257,7 @@ QUANTS = ("auto", "none", "int8", "nf4")
     ],
 )
 @pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
-@pytest.mark.fast("float32-none-*-None", "bfloat16-*-auto-None", "bfloat16-none-*-50")
+@pytest.mark.fast("float32-none-n*-None", "bfloat16-none-auto-50", "bfloat16-nf4-auto-None")
 def test_the_planned_draft_head_is_the_loaded_one(
     tmp_path: Path, stored: str, of_target: Quantization, quant: Quantization, num_draft_ids: int | None
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_dependence_in_16_bit_weights_is_reported_whenever_the_draft_is_added(
     _check_reported_once(lambda drafter: opened(folder, "bfloat16", drafter))
 
 
+@pytest.mark.thorough
 def test_int8_with_a_threshold_is_reported_whenever_the_draft_is_added(with_threshold: Path) -> None:
     settings = ModelSettings(str(with_threshold), device="cpu")
 

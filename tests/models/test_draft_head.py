@@ -135,6 +135,7 @@ class DraftMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("kind", thorough_except(["features"], KINDS))
+@pytest.mark.thorough
 def test_any_order_of_rounds_and_rewinds_equals_a_pass_over_the_whole_text(root: Path, kind: str) -> None:
     class Machine(DraftMachine):
         pass
@@ -252,6 +253,7 @@ def test_no_features_are_recorded_for_a_draft_that_reads_none(root: Path) -> Non
     assert target.target_features is None
 
 
+@pytest.mark.thorough
 def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) -> None:
     target = decoder_model(built("llama"), 96)
     drafter = head_drafter(write_draft(root / "memory", built("llama"), kind="features"), target, GREEDY)
@@ -277,7 +279,7 @@ def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) ->
         *(pytest.param(kind, 2, marks=pytest.mark.thorough) for kind in ("mistral", "qwen2", "qwen3")),
     ],
 )
-@pytest.mark.fast("*oracle", "llama-2-head subset", "llama-8-head layers")
+@pytest.mark.fast("*oracle", "llama-2-head subset")
 def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: int) -> None:
     model = built(kind)
     target = decoder_model(model, 96)
@@ -304,7 +306,7 @@ def test_a_draft_of_a_subset_proposes_only_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-@pytest.mark.fast("*oracle", "head layers")
+@pytest.mark.fast("*oracle")
 def test_with_same_text_the_draft_does_not_change_the_sampled_text(name: str) -> None:
     sampling = SamplingSettings(temperature=0.9, top_k=40, repetition_penalty=1.1, seed=7, same_text=True)
     model = built("llama")

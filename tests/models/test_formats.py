@@ -264,6 +264,7 @@ def test_requested_int8_is_batch_invariant_for_both_roles(tmp_path: Path, role: 
         pytest.param(bfloat16_linear, marks=needs_float_kernel),
     ],
 )
+@pytest.mark.fast("*-llama", "int8_linear-qwen*")
 def test_passes_of_a_packed_target_equal_passes_over_one_token_bit_for_bit(linear: MakeLinear, kind: str) -> None:
     module, ids = build(kind), [5 + 3 * index % 80 for index in range(40)]
     target = DecoderModel(decoder_model(module, 96, linear).decoder, 96, attends_by_row=True)

@@ -18,6 +18,7 @@ from tests.models.hybrid_checks import PROMPT
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
+@pytest.mark.fast("xlnet", "jamba", "minimax", "mamba", "rwkv", "lfm3", "xlstm")
 def test_a_refusal_names_the_kind_of_the_layers_and_what_to_use_instead(model_type: str) -> None:
     model = empty_model(model_type)
 

@@ -62,6 +62,7 @@ def test_a_rejected_draft_leaves_the_states_as_if_it_had_never_been_fed(kind: st
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.fast("Mamba2", "Qwen3Next", "OlmoHybrid")
 def test_a_rejected_draft_adds_no_pass(kind: str) -> None:
     answer = reference(kind, 20)
     model = make(kind)
@@ -78,6 +79,7 @@ def test_convolutions_are_cropped_so_nothing_is_fed_again() -> None:
     assert {round_.num_replayed for round_ in rounds_of(events)} == {0}
 
 
+@pytest.mark.thorough
 def test_a_round_without_a_draft_ends_a_long_replay() -> None:
     other = drafter_of("model", "FalconH1", ())
     rounds = rounds_of(run_events(make("FalconH1"), other, PROMPT, max_new_tokens=30, num_draft_tokens=2))

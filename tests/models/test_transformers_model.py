@@ -53,6 +53,7 @@ def check_rollback(name: str, kind: str, steps: list[tuple[int, int]], seed: int
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=share_of_profile(1 / 4))
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
+@pytest.mark.fast(without=("qwen2-*",))
 def test_logits_after_rewinds_equal_a_fresh_prefill(
     name: str, kind: str, steps: list[tuple[int, int]], seed: int
 ) -> None:
@@ -243,6 +244,7 @@ def dynamic_model(kind: str) -> Any:
 
 @pytest.mark.fault("F170")
 @pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3_text", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
 def test_a_text_beyond_the_window_of_dynamic_scaling_is_generate_s(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specgen.models.cached_model.PREFILL_CHUNK", 16)
     target, draft = TransformersModel(dynamic_model(kind), 96), TransformersModel(dynamic_model("llama"), 96)

@@ -188,7 +188,7 @@ def test_each_row_of_a_draft_head_computes_what_its_path_computes(name: str) -> 
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.fast(without=("head layers", "head subset"))
+@pytest.mark.fast("*oracle")
 def test_greedy_text_with_trees_of_draft_heads_equals_transformers_generate(name: str) -> None:
     module, prompt = tiny_model(), test_greedy_equality.PROMPT
     target = cached(module)

@@ -105,6 +105,7 @@ def test_every_setting_of_the_sweep_writes_the_targets_text_and_is_restored() ->
     assert draft.generation_config.to_dict() == before
 
 
+@pytest.mark.thorough
 def test_an_interrupted_comparison_continues_with_the_same_results(tmp_path: Path) -> None:
     file = tmp_path / "runs.json"
     words = ["-t", "T", "-n", "6", "-r", "2", "--json", str(file)]

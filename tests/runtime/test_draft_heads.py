@@ -148,6 +148,7 @@ def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None
     assert draft.length > held
 
 
+@pytest.mark.thorough
 def test_a_draft_changed_in_a_chat_starts_after_the_cached_text(folders: dict[str, Path], alone: LoadedModels) -> None:
     models = load_models(pair_of(folders, "layers"))
     first = run(models)
@@ -173,7 +174,7 @@ def test_a_target_that_transformers_runs_is_refused(folders: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("name", ["features", "subset"])
-@pytest.mark.fast("subset")
+@pytest.mark.thorough
 def test_it_runs_with_a_quantized_target(folders: dict[str, Path], name: str) -> None:
     target = model(folders["target"], quant="int8", dtype="float32")
     pair = resolve_pair(PairSettings(target, "model", model(folders[name])))

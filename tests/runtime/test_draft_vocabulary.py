@@ -60,6 +60,7 @@ def answer(models: LoadedModels, sampling: SamplingSettings | None = None, promp
 @pytest.mark.parametrize("kind", ["model", "model+lookup"])
 @pytest.mark.parametrize("vocab", ["shared", "text"])
 @pytest.mark.parametrize("draft", ["stranger", "letters"])
+@pytest.mark.fast("stranger-*-model", "letters-*-model+lookup")
 def test_a_stranger_drafts_the_targets_text(folders: dict[str, Path], draft: str, vocab: DraftVocab, kind: str) -> None:
     models = opened(folders, draft, vocab, kind)
 

@@ -131,7 +131,7 @@ def raised(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @pytest.mark.fault("F96")
 @pytest.mark.parametrize("drafter", ["none", "lookup", "target"])
-@pytest.mark.fast("target", "lookup")
+@pytest.mark.fast("target")
 def test_tokens_that_the_target_forbids_are_in_no_answer_and_no_baseline(
     folders: dict[str, Path], tmp_path: Path, drafter: str
 ) -> None:

@@ -295,6 +295,7 @@ def test_a_layer_with_a_number_of_thousands_of_digits_is_no_part_of_a_head(tmp_p
     assert getattr(pair_of(path, "auto").draft, "format", None) == "mtp"
 
 
+@pytest.mark.thorough
 def test_it_combines_with_lookup(folder: Any) -> None:
     pair = pair_of(folder("Qwen3_5"), "mtp+lookup")
     alone = load_models(pair_of(folder("Qwen3_5"), "none"))

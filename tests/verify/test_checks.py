@@ -11,24 +11,24 @@ from specgen.engine import verification
 from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import TokenDistributions
 from specgen.verify import checks
-from specgen.verify.checks import PROCESSORS, distribution_errors
+from specgen.verify.checks import PROCESSORS
 from specgen.verify.results import TextCheck
 
 
-def test_the_decoding_loop_has_the_exact_distribution_of_the_target() -> None:
-    errors = distribution_errors()
-
-    assert [error.processors for error in errors] == [*PROCESSORS, "shared tokens"]
-    assert all(error.is_exact and error.num_outcomes > 3 for error in errors)
+def test_the_decoding_loop_has_the_exact_distribution_of_the_target(distribution_errors: list[Any]) -> None:
+    assert [error.processors for error in distribution_errors] == [*PROCESSORS, "shared tokens"]
+    assert all(error.is_exact and error.num_outcomes > 3 for error in distribution_errors)
 
 
+@pytest.mark.thorough
 def test_a_wrong_residual_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "residual_distribution", lambda target_probs, draft_probs: target_probs)
     monkeypatch.setattr(checks, "PROCESSORS", {"plain": PROCESSORS["plain"]})
 
-    assert any(not error.is_exact for error in distribution_errors())
+    assert any(not error.is_exact for error in checks.distribution_errors())
 
 
+@pytest.mark.thorough
 def test_the_distribution_of_the_draft_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     original = drafters.token_distributions
 
@@ -39,7 +39,7 @@ def test_the_distribution_of_the_draft_does_not_matter(monkeypatch: pytest.Monke
     monkeypatch.setattr(drafters, "token_distributions", flipped)
     monkeypatch.setattr(checks, "PROCESSORS", {name: PROCESSORS[name] for name in ("plain", "top-p")})
 
-    assert all(error.is_exact for error in distribution_errors())
+    assert all(error.is_exact for error in checks.distribution_errors())
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_trees_equal_plain_ones() -> None:
     assert_close(model.logits(text, 1), plain.logits(text, 1))
 
 
+@pytest.mark.thorough
 def test_padding_rows_of_a_tree_on_an_empty_text_spoil_no_others() -> None:
     """They see nothing; 7 rows are padded to 8."""
     model, plain = fused_model(built_decoder("llama")), DecoderModel(built_decoder("llama"), 96)

@@ -141,6 +141,7 @@ def test_a_plain_round_records_three_events(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", thorough_except(["processed"], SAMPLINGS))
+@pytest.mark.thorough
 def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
 
 
 @pytest.mark.parametrize("drafts", thorough_except(["model"], ["model", "head"]))
+@pytest.mark.thorough
 def test_drafting_ahead_changes_no_draft_and_adds_no_read(drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     models = built("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)
     folder = tiny_draft("head subset", models[0], "one-layer-llama")
@@ -226,7 +228,7 @@ def test_the_text_is_that_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", thorough_except(["processed"], ["processed", "same-text"]))
 @pytest.mark.parametrize("places", [("cuda", "cpu"), ("cpu", "cuda")])
-@pytest.mark.fast("places0-*")
+@pytest.mark.thorough
 def test_target_and_draft_may_be_on_two_devices(
     name: str, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

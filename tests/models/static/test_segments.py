@@ -117,6 +117,7 @@ def test_every_layer_belongs_to_one_segment(num_layers: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("kind", thorough_except(["gemma2"], ["llama", "gemma2", "phi3-window"]))
+@pytest.mark.thorough
 def test_text_past_a_bucket_equals_that_without_recording(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "FIRST_BUCKET", 16)
     target = segmented_model(deep_model(kind), (1, 1, 3))
@@ -141,6 +142,7 @@ def filled(num_layers: tuple[int, ...]) -> StaticModel:
 @pytest.mark.parametrize("num_layers", [(2, 3), pytest.param((1, 1, 3), marks=pytest.mark.thorough)])
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
 @settings(max_examples=num_examples(10))
+@pytest.mark.thorough
 def test_poison_after_the_text_changes_no_logits(
     num_layers: tuple[int, ...], steps: list[tuple[int, int]], seed: int
 ) -> None:
@@ -281,6 +283,7 @@ def test_a_draft_head_on_a_target_in_segments_drafts_what_it_drafts_on_a_whole_o
     assert drafts(segmented_model(model, (1, 1))) == drafts(static_model(model))
 
 
+@pytest.mark.thorough
 def test_a_model_in_segments_is_recorded_by_one_recorder_per_device() -> None:
     recorders = [TraceRecorder() for _ in range(3)]
     found = recorded(DecoderModel(split_decoder("gemma3", (1, 1, 3)), 96), *recorders)
@@ -358,6 +361,7 @@ class NoRecorder:
         *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("gemma2", "olmo2", "granite")),
     ],
 )
+@pytest.mark.thorough
 def test_no_operation_mixes_devices(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = list(range(60))
     with fake_devices(monkeypatch) as copies:
@@ -382,6 +386,7 @@ def test_no_operation_mixes_devices(kind: str, monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+@pytest.mark.thorough
 def test_a_draft_in_segments_feeds_its_token_to_the_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_devices(monkeypatch) as copies:
         static_pass = SegmentedPass(fake_decoder("llama", (2, 3)), [NoRecorder()])
@@ -394,7 +399,7 @@ def test_a_draft_in_segments_feeds_its_token_to_the_first_device(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["head layers", "head features"])
-@pytest.mark.fast("head layers")
+@pytest.mark.thorough
 def test_a_draft_head_is_on_the_device_of_its_targets_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_draft(name, deep_model("llama"), "segments-llama")
     shapes = {key: tensor.shape for key, tensor in draft_head.load_tensors(folder, 96).items()}

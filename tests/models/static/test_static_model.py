@@ -484,6 +484,7 @@ def test_work_is_plain_then_recorded_then_replayed() -> None:
 
 
 @pytest.mark.parametrize("name", thorough_except(["head subset"], SHAPES))
+@pytest.mark.thorough
 def test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without(name: str) -> None:
     model = model_of("llama")
     folder = tiny_draft(name, model, "static-llama")

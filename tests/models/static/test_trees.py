@@ -78,6 +78,7 @@ def check_tree(kind: str, seed: int, num_first: int = MAX_ROWS, models: Any = No
 
 @pytest.mark.parametrize("num_first", [MAX_ROWS, 1, 6])
 @pytest.mark.parametrize("kind", thorough_except(DIFFERENT, FAMILIES))
+@pytest.mark.fast("llama-*", "gemma3-6", "phi3-window-17")
 def test_rows_of_trees_equal_those_without_recording(kind: str, num_first: int) -> None:
     check_tree(kind, 5 * num_first, num_first)
 
@@ -212,6 +213,7 @@ def test_rows_of_a_draft_head_equal_those_without_recording(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
+@pytest.mark.thorough
 def test_greedy_text_with_trees_of_a_draft_head_equals_transformers(name: str) -> None:
     target = static_model(model_of("llama"))
     head = open_draft(tiny_draft(name, model_of("llama"), "static-trees"), target)

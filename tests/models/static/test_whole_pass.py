@@ -140,6 +140,7 @@ def test_text_through_growth_keeps_windows(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", thorough_except(["qwen2-window"], ["qwen2-window", "gemma3", "Mixtral"]))
+@pytest.mark.thorough
 def test_windows_longer_than_the_probe_are_compared_and_left_as_they_are(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
