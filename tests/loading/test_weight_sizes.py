@@ -30,6 +30,7 @@ from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import NativeLinear
 from specgen.models.packing import may_run_kernels
 from specgen.models.shortlist_head import ShortlistHead
+from specgen.models.step_kernels import NativeNorm
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import resolve_pair
 from tests.draft_heads import resolved_head, write_draft
@@ -100,8 +101,10 @@ def bytes_multiplied(model: LanguageModel) -> int:
     if isinstance(model, DecoderModel):
         return weight_bytes(nn.ModuleList([*model.decoder.layers, model.decoder.norm, model.decoder.head]))
     assert isinstance(model, DraftHeadModel)
-    parts = [model._layers.module, model._norm, model._join, model._head]
-    return weight_bytes(nn.ModuleList(part for part in parts if part is not None))
+    norm = model._norm
+    own = norm.prologue.weight if isinstance(norm, NativeNorm) else None
+    parts = [model._layers.module, None if isinstance(norm, NativeNorm) else norm, model._join, model._head]
+    return weight_bytes(nn.ModuleList(part for part in parts if part is not None)) + (0 if own is None else own.nbytes)
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
