@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specgen.core.draft_tree import path_to
 from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
+from specgen.models.attention_loops import TOGETHER
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_store_code import store_code
@@ -103,7 +104,7 @@ class AttentionKernel:
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
-        self._chunk = CHUNK_BYTES // (4 * shape.head_size)
+        self._chunk = CHUNK_BYTES // (4 * TOGETHER * shape.head_size) * TOGETHER
         self.code = NativeCode(attention_code(shape) + store_code(shape, ARGUMENTS))
         self._run: Function = self.code.function("run", 4)
 

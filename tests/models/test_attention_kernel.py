@@ -147,6 +147,24 @@ def test_chunks_and_rows_at_once_do_not_change_a_bit(
     assert torch.equal(attend(in_chunks(AttentionKernel(shape)), queries, tensors, seen, 0.1), outputs)
 
 
+@needs_kernel
+@pytest.mark.parametrize("head_size", range(16, 257, 16))
+def test_heads_of_all_sizes_attend_in_their_own_chunks(head_size: int) -> None:
+    """Only 2 chunks of the longest are before the rows. A thread claims both rows: there is one task."""
+    shape = AttentionShape(1, 1, head_size)
+    kernel, first = AttentionKernel(shape), 2 * 128 + 5
+    assert kernel._chunk >= TOGETHER
+    assert kernel._chunk % TOGETHER == 0
+    tensors = torch.randn(1, first + 2, head_size), torch.randn(1, first + 2, head_size)
+    queries, scale = torch.randn(2, 1, head_size), head_size**-0.5
+
+    with threads(1):
+        outputs = attend(kernel, queries, tensors, seen_by_rows(first, 2, None), scale)
+
+    sees = torch.ones(2, first + 2, dtype=torch.bool).tril(first)
+    torch.testing.assert_close(outputs, expected(queries, *tensors, sees, scale), rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("num_rows", "num_blocks", "num_threads", "expected"),
     [
