@@ -12,7 +12,7 @@ from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.core.confidence import Interval
 from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
-from specgen.runtime.confidence import ratio_interval
+from specgen.runtime.confidence import TimedPair, speedup_interval
 
 TextVerdict = Literal["same", "near-tie", "different"]
 
@@ -28,7 +28,7 @@ class SettingFigures:
         speedup: Seconds per token of the baseline / of this setting, as a ratio of sums over the same prompts and
             repeats; None for the baseline and before the first pair. If two backends are compared, the baseline is
             the target alone on the first one.
-        interval: 95 % interval over the repeats; None for fewer than two.
+        interval: 95 % interval of the speedup; None for fewer than two repeats.
         repeat_ratios: The speedup of each whole repeat.
         prompt_ratios: The speedup on each prompt, by the prompt's index.
         ttft_seconds: Mean over runs.
@@ -80,7 +80,9 @@ def figures_by_setting(report: BenchReport, category: str | None = None) -> list
 def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequence[Run]) -> SettingFigures:
     setting, counts, baseline_index = report.settings[index], total(own), report.baseline_of(index)
     pairs = _paired(baseline, own) if index != baseline_index else []
-    repeats = _whole_repeats(pairs)
+    whole = _in_whole_repeats(pairs)
+    ratios = [_ratio_of_sums(group) for group in _grouped(whole, lambda run: run.repeat).values()]
+    repeats = [ratio for ratio in ratios if ratio is not None]
     ttfts = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     text_verdict, difference = _compared_text(report, index, {run.prompt for run in own})
     is_timed = index != baseline_index and setting.backend == report.settings[baseline_index].backend
@@ -91,7 +93,7 @@ def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequ
         counts=counts,
         num_runs=len(own),
         speedup=_ratio_of_sums(pairs),
-        interval=ratio_interval(repeats),
+        interval=speedup_interval([_timed(pair) for pair in whole]) if len(repeats) > 1 else None,
         repeat_ratios=tuple(repeats),
         prompt_ratios={
             prompt: ratio
@@ -145,12 +147,17 @@ def _ratio_of_sums(pairs: Sequence[_Pair]) -> float | None:
     return baseline / own if baseline and own else None
 
 
-def _whole_repeats(pairs: Sequence[_Pair]) -> list[float]:
-    """Returns the speedup of each repeat that ran as many prompts as the longest one."""
+def _in_whole_repeats(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """Returns the pairs of the repeats that ran as many prompts as the longest one."""
     groups = _grouped(pairs, lambda run: run.repeat).values()
     num_prompts = max(map(len, groups), default=0)
-    ratios = [_ratio_of_sums(group) for group in groups if len(group) == num_prompts]
-    return [ratio for ratio in ratios if ratio is not None]
+    return [pair for group in groups if len(group) == num_prompts for pair in group]
+
+
+def _timed(pair: _Pair) -> TimedPair:
+    timed = [run.counts.timed for run in pair]
+    seconds, tokens = (timed[0].seconds, timed[1].seconds), (timed[0].num_tokens, timed[1].num_tokens)
+    return TimedPair(pair[0].prompt, pair[0].repeat, seconds, tokens)
 
 
 def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[TextVerdict | None, Difference | None]:
