@@ -31,7 +31,7 @@ MIN_NAME_CELLS = 16
 MAX_POSITIONS = 8
 """Further ones, of long `auto` drafts, are in the JSON."""
 _NO_BREAK = re.compile(r"(?<=\d) (?=%)|(?<=-k) |(?<=\d:) ")
-CURVE_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17)
+CURVE_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17)
 BREAK_EVEN_PASSES = (2, 3, 5, 9)
 
 
