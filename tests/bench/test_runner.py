@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -14,7 +15,9 @@ from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.bench.runner import Benchmark
 from specgen.core.errors import PromptError
+from specgen.core.settings import SamplingSettings
 from specgen.models.cached_model import CachedModel
+from specgen.render.bench.columns import method_lines
 from tests.bench.virtual import VirtualClock, benchmark, expected_rounds, finished, plain_rule
 from tests.profiles import thorough_except
 from tests.toys import random_toy, save_toy
@@ -94,6 +97,25 @@ def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
 def price_of_rows(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
     """Returns v(n) = 1 + (n - 1) / 10 for the target, and 0.2 + n / 16 for the draft."""
     return plain_rule(clock, is_target, num_tokens) if is_target else 0.2 + num_tokens / 16
+
+
+@pytest.mark.parametrize("same_text", [True, False])
+def test_drafts_leave_sampled_answers_the_same_if_that_is_asked_for(
+    toys: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_text: bool
+) -> None:
+    clock = VirtualClock(price_of_rows)
+    clock.install(monkeypatch)
+    # Random weights: each token has several likely ones.
+    target, draft = (save_toy(tmp_path / str(seed), model=random_toy(seed)) for seed in (0, 1))
+    sampling = SamplingSettings(1.0, same_text=same_text)
+
+    report = finished(
+        benchmark(clock, target, {"other": draft}, (2,), replace(SMALL, num_repeats=1, sampling=sampling))
+    )
+
+    alone, drafted = ([run.token_ids for run in report.runs if run.setting == setting] for setting in (0, 1))
+    assert (alone == drafted) is same_text
+    assert method_lines(report, ascii_only=True)[-1].endswith(", same text" if same_text else "temperature 1")
 
 
 @pytest.mark.thorough

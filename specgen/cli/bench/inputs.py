@@ -178,7 +178,7 @@ def bench_settings(options: RunOptions) -> BenchSettings:
         num_tokens=options.max_new_tokens or (QUICK_TOKENS if options.quick else 128),
         num_repeats=options.repeats or (QUICK_REPEATS if options.quick else 5),
         num_warmups=options.warmup,
-        sampling=SamplingSettings(temperature=options.temperature, seed=options.seed),
+        sampling=SamplingSettings(options.temperature, seed=options.seed, same_text=options.same_text),
         stops_at_end=not options.ignore_eos,
         time_limit_seconds=QUICK_SECONDS if options.quick else None,
         template_variables=parse_template_variables(options.chat_template_variables),

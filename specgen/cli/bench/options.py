@@ -131,6 +131,15 @@ class RunOptions:
     ] = None
     temperature: Annotated[float, Option(g.TEMPERATURE_NAMES, "0 is greedy.", heading=g.SAMPLING)] = 0.0
     seed: Annotated[int, Option(("--seed",), "Seed of every run.", heading=g.SAMPLING)] = 0
+    same_text: Annotated[
+        bool,
+        Option(
+            ("--same-text",),
+            "Draw the same text with any draft or none, as generate does with a seed; slightly fewer drafted tokens "
+            "are accepted.",
+            heading=g.SAMPLING,
+        ),
+    ] = False
     ignore_eos: Annotated[
         bool,
         Option(

@@ -52,7 +52,9 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     prompts, repeats = (
         format_count(len({getattr(run, name) for run in report.runs}), name) for name in ("prompt", "repeat")
     )
-    how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
+    how = "greedy"
+    if not config.sampling.is_greedy:
+        how = f"temperature {config.sampling.temperature:g}" + ", same text" * config.sampling.same_text
     targets = [report.target, *([report.other_target] if report.other_target else [])]
     drafters = {setting.label: setting.drafter for setting in report.settings if setting.has_drafter}
     drafts = [

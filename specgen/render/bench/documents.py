@@ -91,6 +91,7 @@ def start_document(report: BenchReport) -> Document:
             "warmups": config.num_warmups,
             "temperature": config.sampling.temperature,
             "seed": config.sampling.seed,
+            "same_text": config.sampling.same_text,
             "ignore_eos": not config.stops_at_end,
             "chat_template_kwargs": dict(config.template_variables),
         },
