@@ -61,12 +61,12 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def mark_thorough(items: Iterable[pytest.Item]) -> None:
+def mark_thorough(items: Iterable[Any]) -> None:
     """Marks with `thorough` the parameters that a test's marker `fast` leaves out. One of a test always stays."""
-    functions: dict[Any, list[pytest.Item]] = defaultdict(list)
+    functions: dict[Any, list[Any]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("fast") is not None:
-            functions[(item.parent, getattr(item, "originalname", item.name))].append(item)
+        if hasattr(item, "callspec") and item.get_closest_marker("fast") is not None:
+            functions[item.parent, item.function].append(item)
     for function in functions.values():
         kept = [item for item in function if _is_fast(item)] or function[:1]
         for item in function:
@@ -107,17 +107,24 @@ def report_needs(config: pytest.Config) -> None:
         reporter.write_line(f"not run here: {listed}")
 
 
+def long_tests(reports: Iterable[Any]) -> list[tuple[str, float]]:
+    """Returns the tests that took longer than `THOROUGH_SECONDS` with their fixtures, the longest first."""
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        if hasattr(report, "nodeid"):
+            seconds[report.nodeid] += getattr(report, "duration", 0.0)
+    return [(name, taken) for name, taken in seconds.most_common() if taken > THOROUGH_SECONDS]
+
+
 def report_long(config: pytest.Config) -> None:
     """Writes, after the fast lane, how many of its tests took longer than the rule of `thorough` allows."""
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput") or "not thorough" not in str(config.option.markexpr):
         return
-    seconds: Counter[str] = Counter()
-    for report in (report for reports in reporter.stats.values() for report in reports):
-        seconds[getattr(report, "nodeid", "")] += getattr(report, "duration", 0.0)
-    long = [(name, taken) for name, taken in seconds.most_common() if name and taken > THOROUGH_SECONDS]
+    long = long_tests(report for reports in reporter.stats.values() for report in reports)
     if long:
-        total = sum(taken for _, taken in long)
         name, taken = long[0]
-        counted = f"{len(long)} of {len(seconds)} tests took more than {THOROUGH_SECONDS} s, {total:.0f} s together"
+        counted = (
+            f"{len(long)} tests took more than {THOROUGH_SECONDS} s, {sum(each for _, each in long):.0f} s together"
+        )
         reporter.write_line(f"fast lane: {counted}; the longest took {taken:.1f} s: {name}")

@@ -135,6 +135,7 @@ def test_the_number_of_heads_at_once_does_not_change_a_bit(shape: AttentionShape
 @needs_kernel
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5])
+@pytest.mark.fast("2-None", "3-9")
 def test_chunks_and_rows_at_once_do_not_change_a_bit(
     monkeypatch: pytest.MonkeyPatch, at_once: int, window: int | None
 ) -> None:
@@ -285,6 +286,7 @@ def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
         ("select i1 %far_value3_is_seen, float %far_weight0_3, float 0.0", "select i1 true, float 1.0, float 0.0"),
     ],
 )
+@pytest.mark.fast("udiv*", "store <16 x float> %weight*", "*%rows_at_once-*")
 def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     shape = SHAPES[0]
     text = attention_code(shape)
@@ -353,6 +355,7 @@ def test_new_rows_are_rotated_and_stored_as_torch_does_it_bit_for_bit(rotary_siz
         ("%table_offset = mul i64 %row, 64", "%table_offset = mul i64 %row, 0"),
     ],
 )
+@pytest.mark.fast("%position*", "%table_offset*")
 def test_a_planted_bug_of_storing_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     text = store_code(AttentionShape(6, 3, 64, 64), ARGUMENTS)
     assert old in text

@@ -163,6 +163,7 @@ def test_only_a_copy_that_is_needed_no_longer_is_overwritten() -> None:
 
 @pytest.mark.parametrize("dtype", thorough_except([torch.bfloat16], [torch.float32, torch.bfloat16]))
 @on_each
+@pytest.mark.fast("Lfm2-*", "Mamba2-*", "Qwen3_5-*")
 def test_the_sizes_of_states_are_known_without_weights(kind: str, dtype: torch.dtype) -> None:
     model = copy.deepcopy(hybrid_model(kind)).to(dtype)
     cached = TransformersModel(model, 96)

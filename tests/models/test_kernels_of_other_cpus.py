@@ -74,6 +74,7 @@ def test_products_of_bytes_use_the_instructions_of_each_kind_of_vectors(
     ],
     ids=["attention", "steps", "bfloat16", "float16"],
 )
+@pytest.mark.fast("steps-*", "float16-32-*", "attention-64-*")
 def test_products_of_floats_are_added_in_one_instruction(
     text: Callable[[int], str], num_bytes: int, cpu: str, register: str
 ) -> None:
