@@ -99,6 +99,7 @@ def price_of_rows(clock: VirtualClock, is_target: bool, num_tokens: int) -> floa
     return plain_rule(clock, is_target, num_tokens) if is_target else 0.2 + num_tokens / 16
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("same_text", [True, False])
 def test_drafts_leave_sampled_answers_the_same_if_that_is_asked_for(
     toys: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_text: bool

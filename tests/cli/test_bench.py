@@ -129,6 +129,7 @@ def test_a_crash_loses_the_run_in_progress_and_no_other(
     assert [len(item["runs"]) for item in document["results"]] == [1, 2]
 
 
+@pytest.mark.fast("1.1")
 @pytest.mark.parametrize("slowdown", [1.0, 1.1])
 def test_a_planted_slowdown_of_ten_percent_fails_the_limit(bench: Cli, clock: VirtualClock, slowdown: float) -> None:
     # Passes over several tokens are what only the speculative path does.

@@ -63,6 +63,7 @@ def test_a_draft_comes_out_that_generates_the_targets_own_text(
     assert [one["source"] for one in ranking["drafts"] if one["draft"] == str(draft)] == ["draft head"]
 
 
+@pytest.mark.thorough
 @pytest.mark.fault("F98")
 def test_variables_of_the_template_are_used_and_recorded(distill: Any, tmp_path: Path) -> None:
     ended = distill("--chat-template-kwargs", '{"enable_thinking": false}')
@@ -278,6 +279,7 @@ def test_two_processes_do_not_write_into_the_same_texts(distill: Any, tmp_path: 
     assert distill("--texts", tmp_path / "texts").code == 0
 
 
+@pytest.mark.thorough
 def test_texts_of_other_settings_are_refused(distill: Any, tmp_path: Path) -> None:
     assert distill("--texts", tmp_path / "texts").code == 0
     (tmp_path / "draft").rename(tmp_path / "first")

@@ -409,6 +409,7 @@ def test_a_damaged_download_is_reported(server: Callable[..., LoopHub], monkeypa
     fails(ModelFileError, lambda: fetch_snapshot(SETTINGS), "owner/tiny")
 
 
+@pytest.mark.thorough
 @pytest.mark.fault("F131")
 def test_a_slow_hub_is_waited_for_as_the_client_does(
     server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch

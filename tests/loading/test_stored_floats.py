@@ -270,6 +270,7 @@ def test_the_planned_memory_of_a_draft_head_leaves_out_its_targets_head(tmp_path
     assert planned == pytest.approx(info.num_bytes, rel=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("stored", "kind"), [("bfloat16", BFloat16Linear), ("float16", NativeFloat16Linear)])
 @pytest.mark.fast("float16*")
 def test_the_kernel_is_what_is_timed_for_weights_as_stored(

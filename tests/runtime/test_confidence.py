@@ -64,6 +64,7 @@ def test_one_repeat_has_no_interval_of_a_speedup() -> None:
     assert speedup_interval([]) is None
 
 
+@pytest.mark.fast("0.01")
 @pytest.mark.parametrize("drift", [0.0, 0.01])
 def test_intervals_contain_the_speedup_as_often_as_they_say(drift: float) -> None:
     random = numpy.random.default_rng(0)
