@@ -34,7 +34,7 @@ def test_a_real_file_is_summarized(tmp_path: Path) -> None:
     header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
 
     assert (header.architecture, header.tokenizer_model, header.context_length) == ("llama", "gpt2", 128)
-    assert (header.quantization, header.num_parameters) == ("F32", 22_688)
+    assert (header.quantization, header.num_parameters, header.num_layers) == ("F32", 22_688, 2)
     assert header.end_ids == (2, 0)
     assert header.num_parts == 1
 

@@ -116,14 +116,14 @@ class _Scan(Bytes):
             check_layers(self.kinds, pairs, architecture, self.names)
         if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
-        key = f"{architecture}.attention.head_count_kv"
-        check_heads(key, self.heads.get(key), self.key_rows)
+        check_heads(key := f"{architecture}.attention.head_count_kv", self.heads.get(key), self.key_rows)
         tokenizer_model = _text(pairs, "tokenizer.ggml.model")
         return GgufHeader(
             architecture=architecture,
             quantization=max(shares, key=lambda kind: shares[kind], default="none"),
             num_parameters=sum(shares.values()),
             num_weight_bytes=self.num_weight_bytes,
+            num_layers=_integer(pairs, f"{architecture}.block_count") or 0,
             num_cache_values=self.num_cache_values,
             state_layers=frozenset(self.state_layers),
             layer_state_values=layer_state_values(pairs, architecture),

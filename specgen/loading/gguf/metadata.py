@@ -26,6 +26,7 @@ class GgufHeader:
     Args:
         architecture: llama.cpp's name, `llama`.
         quantization: Type of most values, `Q4_K`.
+        num_layers: Layers, 0 if unknown.
         num_cache_values: Keys and values per position; 0 if unknown.
         tokenizer_model: Kind of tokenizer, `gpt2`.
         tokenizer_pre: llama.cpp's name of the pre-tokenizer.
@@ -60,6 +61,7 @@ class GgufHeader:
     notices: tuple[str, ...] = ()
     state_layers: frozenset[str] = frozenset()
     layer_state_values: int | None = None
+    num_layers: int = 0
 
     @property
     def state_bytes(self) -> int | None:
