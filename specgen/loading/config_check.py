@@ -44,7 +44,7 @@ def check_config(config: dict[str, Any], folder: Path, backend: BackendName = "a
     """Checks a config that was read, and the headers of the weight files; returns what they say.
 
     Args:
-        backend: With `transformers`, there is no description for specgen's decoder.
+        backend: With `transformers`, the result does not describe the model for specgen's own decoder.
 
     Raises:
         ModelFileError: A file is missing, damaged or unsafe, or the model can't be run here.

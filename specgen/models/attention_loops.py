@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 TOGETHER = 4
 """Positions that are computed at once: the lanes of so many vectors are added up together."""
-_SCORES, _NEAR = {"scores0": "ptr", "scores_stride": "i64"}, {"start": "i64", "from": "i64", "to": "i64"}
+_SCORES = {"scores0": "ptr", "scores_stride": "i64"}
+_NEAR = {"start": "i64", "from": "i64", "to": "i64"}
 _FAR = {"start": "i64", "before": "i64", "others": "ptr", "in_order": "i64", "seen": "i64"}
 PARAMETERS = {
     "near_scores": {"query": "ptr", "keys_here": "ptr", **_SCORES, "scale": "float", **_NEAR},
@@ -32,6 +33,8 @@ heads, of its first head's scores, and of its first output. Near positions are `
 first one, which is stored at `start`. Far ones are those from `in_order` on, of `seen`: the first `before` positions
 are stored from `start` on, and `others` has where the rest is.
 """
+
+_LAST_SEEN = "  %last_seen = sub i64 %seen, 1"
 
 
 def scores_code(shape: AttentionShape) -> str:
@@ -49,43 +52,41 @@ def _function(name: str, lines: list[str]) -> str:
     return "\n".join([f"define internal void @{name}({parameters}) {{\nentry:", *lines, "  ret void\n}"])
 
 
-def _near_scores(shape: AttentionShape) -> str:
-    lines = [
-        *_score_places(shape),
-        *_queries(shape),
-        "  br label %near_score",
-        "near_score:",
-        "  %near_i = phi i64 [ %from, %entry ], [ %near_i_next, %near_score ]",
-        *_in_order("near_key", "keys_here", "%near_i", shape),
-        *_scores("near", shape),
-        f"  %near_i_next = add i64 %near_i, {TOGETHER}",
-        "  %near_i_more = icmp ult i64 %near_i_next, %to",
-        "  br i1 %near_i_more, label %near_score, label %near_scored",
-        "near_scored:",
+def _loop(label: str, index: str, bounds: tuple[str, str], lines: list[str]) -> list[str]:
+    """Returns a loop over groups of positions.
+
+    Args:
+        label: Of the loop.
+        index: Name of the first position of a group.
+        bounds: The first position, and the one after the last.
+        lines: What it computes, phis first.
+    """
+    return [
+        f"  br label %{label}",
+        f"{label}:",
+        f"  %{index} = phi i64 [ {bounds[0]}, %entry ], [ %{index}_next, %{label} ]",
+        *lines,
+        f"  %{index}_next = add i64 %{index}, {TOGETHER}",
+        f"  %{index}_more = icmp ult i64 %{index}_next, {bounds[1]}",
+        f"  br i1 %{index}_more, label %{label}, label %{label}_done",
+        f"{label}_done:",
     ]
-    return _function("near_scores", lines)
+
+
+def _near_scores(shape: AttentionShape) -> str:
+    scores = [*_in_order("near_key", "keys_here", "%near_i", shape), *_scores("near", shape)]
+    loop = _loop("near_score", "near_i", ("%from", "%to"), scores)
+    return _function("near_scores", [*_score_places(shape), *_queries(shape), *loop])
 
 
 def _far_scores(shape: AttentionShape) -> str:
-    lines = [
-        *_score_places(shape),
-        *_queries(shape),
-        "  %last_seen = sub i64 %seen, 1",
-        "  br label %far_score",
-        "far_score:",
-        "  %far_i = phi i64 [ %in_order, %entry ], [ %far_i_next, %far_score ]",
-        *_looked_up("far_key", "keys_here", "%far_i", shape),
-        *_scores("far", shape),
-        f"  %far_i_next = add i64 %far_i, {TOGETHER}",
-        "  %far_i_more = icmp ult i64 %far_i_next, %seen",
-        "  br i1 %far_i_more, label %far_score, label %far_scored",
-        "far_scored:",
-    ]
-    return _function("far_scores", lines)
+    scores = [*_looked_up("far_key", "keys_here", "%far_i", shape), *_scores("far", shape)]
+    loop = _loop("far_score", "far_i", ("%in_order", "%seen"), scores)
+    return _function("far_scores", [*_score_places(shape), *_queries(shape), _LAST_SEEN, *loop])
 
 
 def _weigh(shape: AttentionShape) -> str:
-    """Returns the function that also stores by what the sums of a head are multiplied, and sets them to 0."""
+    """Returns the function that turns scores into weights, stores the factor of each head, and sets its sums to 0."""
     lines = _score_places(shape)
     for g in range(shape.num_together):
         lines += [
@@ -99,41 +100,25 @@ def _weigh(shape: AttentionShape) -> str:
 
 def _near_values(shape: AttentionShape) -> str:
     sums = _sums(shape)
-    lines = [
-        *_score_places(shape),
-        *_loaded(shape, "before"),
-        "  br label %near_add",
-        "near_add:",
-        "  %near_j = phi i64 [ %from, %entry ], [ %near_j_next, %near_add ]",
+    added = [
         *[f"  %near{n} = phi {FLOATS} [ %before{n}, %entry ], [ %near_more{n}, %near_add ]" for n in sums],
         *_in_order("near_value", "values_here", "%near_j", shape),
         *_added("near", shape, is_whole=True),
-        f"  %near_j_next = add i64 %near_j, {TOGETHER}",
-        "  %near_j_more = icmp ult i64 %near_j_next, %to",
-        "  br i1 %near_j_more, label %near_add, label %near_added",
-        "near_added:",
-        *_stored(shape, "total", {n: f"%near_more{n}" for n in sums}),
     ]
-    return _function("near_values", lines)
+    loop = _loop("near_add", "near_j", ("%from", "%to"), added)
+    stored = _stored(shape, "total", {n: f"%near_more{n}" for n in sums})
+    return _function("near_values", [*_score_places(shape), *_loaded(shape, "before"), *loop, *stored])
 
 
 def _far_values(shape: AttentionShape) -> str:
     sums = _sums(shape)
-    lines = [
-        *_score_places(shape),
-        *_loaded(shape, "near"),
-        "  %last_seen = sub i64 %seen, 1",
-        "  br label %far_add",
-        "far_add:",
-        "  %far_j = phi i64 [ %in_order, %entry ], [ %far_j_next, %far_add ]",
+    added = [
         *[f"  %far{n} = phi {FLOATS} [ %near{n}, %entry ], [ %far_more{n}, %far_add ]" for n in sums],
         *_looked_up("far_value", "values_here", "%far_j", shape),
         *_added("far", shape, is_whole=False),
-        f"  %far_j_next = add i64 %far_j, {TOGETHER}",
-        "  %far_j_more = icmp ult i64 %far_j_next, %seen",
-        "  br i1 %far_j_more, label %far_add, label %far_added",
-        "far_added:",
     ]
+    loop = _loop("far_add", "far_j", ("%in_order", "%seen"), added)
+    lines = [*_score_places(shape), *_loaded(shape, "near"), _LAST_SEEN, *loop]
     for g in range(shape.num_together):
         lines += [
             *_share_place(g),
@@ -160,7 +145,7 @@ def _score_places(shape: AttentionShape) -> list[str]:
 
 
 def _share_place(head: int) -> list[str]:
-    """Returns what finds the last value of a head's scores, which is no score."""
+    """Returns what finds where a head's factor is stored: in the last value of its scores' memory, after all scores."""
     return [
         f"  %share_index{head} = sub i64 %scores_stride, 1",
         f"  %share_at{head} = getelementptr float, ptr %scores{head}, i64 %share_index{head}",

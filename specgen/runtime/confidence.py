@@ -52,7 +52,7 @@ def speedup_interval(pairs: Sequence[TimedPair]) -> Interval | None:
     these differ by more, as on a machine that changes between repeats, their variance is used.
 
     Args:
-        pairs: As many of each prompt; of fewer than two repeats there is no interval.
+        pairs: The same number for each prompt. With fewer than two repeats there is no interval.
     """
     num_repeats = len({pair.repeat for pair in pairs})
     if num_repeats < 2:
@@ -74,7 +74,10 @@ def speedup_interval(pairs: Sequence[TimedPair]) -> Interval | None:
 
 
 def _log_parts(pairs: Sequence[TimedPair]) -> tuple[list[float], float]:
-    """Returns what each pair adds to the logarithm of the speedup, in first order and around 0, and the logarithm."""
+    """Returns what each pair adds to the logarithm of the speedup, in first order, and the logarithm.
+
+    What all pairs add is 0 together: only the differences count.
+    """
 
     def shares(index: int) -> tuple[list[float], float]:
         seconds, tokens = sum(pair.seconds[index] for pair in pairs), sum(pair.tokens[index] for pair in pairs)

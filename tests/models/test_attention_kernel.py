@@ -207,7 +207,7 @@ def test_heads_are_computed_at_once_as_registers_and_threads_allow(
 @pytest.mark.parametrize("shape", [SHAPES[0], AttentionShape(7, 7, 80, num_together=7)], ids=str)
 @pytest.mark.parametrize("num_seen", range(1, 10))
 def test_what_a_row_does_not_see_changes_nothing(shape: AttentionShape, num_seen: int) -> None:
-    """Positions that the window hides, and those after the row: a weight of 0 times what is not a number is none."""
+    """All positions that the row does not see hold NaN: even with a weight of 0, one would make the result NaN."""
     kernel, (keys, values) = kernel_of(shape), stored(shape)
     queries, start = torch.randn(1, shape.num_heads, shape.head_size), 20
     for tensor in (keys, values):

@@ -223,8 +223,11 @@ class MaskedDrafter(ModelDrafter):
         self._on_device = None
 
     def _next_logits(self, ids: Sequence[int], draft_ids: Tensor) -> Tensor | None:
-        logits = self.model.logits(ids, 1, tail=draft_ids)
-        return logits.index_fill(1, self._masked_ids[self._masked_ids < logits.shape[1]], -torch.inf)
+        logits, masked = self.model.logits(ids, 1, tail=draft_ids), self._masked_ids
+        if logits.shape[1] < self.model.vocab_size:
+            # Not always: on CUDA, where logits are never narrower, the host would wait for this.
+            masked = masked[masked < logits.shape[1]]
+        return logits.index_fill(1, masked, -torch.inf)
 
 
 def _rows_of_chain(num_read: int, num_passes: int) -> tuple[int, ...]:

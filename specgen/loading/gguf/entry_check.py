@@ -112,24 +112,25 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
         raise InconsistentFileError(f"{architecture}.expert_used_count is {num_used} of {num_experts} experts")
 
 
-def check_heads(key: str, heads: Sequence[int] | None, key_rows: Mapping[str, int]) -> None:
+def check_heads(architecture: str, entries: Mapping[str, Sequence[int]], key_rows: Mapping[str, int]) -> None:
     """Checks that all layers have heads of one size: llama.cpp believes the header, and ends the process.
 
     Args:
-        key: Of the entry.
-        heads: Its values by layer; None: it is one number.
+        architecture: llama.cpp's name.
+        entries: Numbers of heads by layer, by the key of the entry; without the entries that are one number.
         key_rows: Rows of the projections to keys, by the name of the tensor.
 
     Raises:
         InconsistentFileError: They have not.
     """
-    sizes = set()
-    for layer, num_heads in enumerate(heads or ()):
+    key, sizes = f"{architecture}.attention.head_count_kv", set()
+    heads = entries.get(key, ())
+    for layer, num_heads in enumerate(heads):
         rows = key_rows.get(f"blk.{layer}.attn_k.weight")
         if rows is not None:
             sizes.add(rows / num_heads if num_heads else math.inf)
     if len(sizes) > 1 or math.inf in sizes:
-        raise InconsistentFileError(f"{key} is {list(heads or ())[:8]}, which does not fit the shapes of the tensors")
+        raise InconsistentFileError(f"{key} is {list(heads)[:8]}, which does not fit the shapes of the tensors")
 
 
 def check_layers(kinds: Mapping[str, int], pairs: Mapping[str, object], architecture: str, names: Set[bytes]) -> None:

@@ -116,7 +116,7 @@ class _Scan(Bytes):
             check_layers(self.kinds, pairs, architecture, self.names)
         if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
-        check_heads(key := f"{architecture}.attention.head_count_kv", self.heads.get(key), self.key_rows)
+        check_heads(architecture, self.heads, self.key_rows)
         tokenizer_model = _text(pairs, "tokenizer.ggml.model")
         return GgufHeader(
             architecture=architecture,
