@@ -9,10 +9,9 @@ from statistics import fmean
 from typing import Literal
 
 from specgen.bench.results import BenchReport, Difference, Run, Setting
-from specgen.core.confidence import Interval
 from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
-from specgen.runtime.confidence import TimedPair, speedup_interval
+from specgen.runtime.confidence import Interval, TimedPair, speedup_interval
 
 TextVerdict = Literal["same", "near-tie", "different"]
 

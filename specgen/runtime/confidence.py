@@ -1,4 +1,4 @@
-"""Computes confidence intervals of measured ratios."""
+"""Computes confidence intervals of measured ratios, as of a speedup."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
 
-from specgen.core.confidence import Interval
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Holds a 95 % confidence interval."""
+
+    low: float
+    high: float
+
+    def contains(self, value: float) -> bool:
+        """Returns whether the value is in the interval, ends included."""
+        return self.low <= value <= self.high
+
+    @property
+    def half_width(self) -> float:
+        """Half of the width: the figure after ±."""
+        return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 from specgen.bench.figures import SettingFigures, total
 from specgen.bench.results import BASELINE, BenchReport
-from specgen.core.confidence import Interval
 from specgen.core.cost_model import expected_speedup
 from specgen.core.errors import SettingsError
 from specgen.render.sanitize import one_line
@@ -84,9 +83,12 @@ def _speedups(axes: Any, report: BenchReport, groups: Mapping[str, Sequence[Sett
         shift = step * (number - (len(groups) - 1) / 2)
         at = [x_positions[item.setting.length] + shift for item in own]
         values = [item.speedup or 0.0 for item in own]
-        bounds = [item.interval or Interval(value, value) for item, value in zip(own, values, strict=True)]
-        low = [max(value - bound.low, 0.0) for value, bound in zip(values, bounds, strict=True)]
-        high = [max(bound.high - value, 0.0) for value, bound in zip(values, bounds, strict=True)]
+        bounds = [
+            (item.interval.low, item.interval.high) if item.interval else (value, value)
+            for item, value in zip(own, values, strict=True)
+        ]
+        low = [max(value - bound, 0.0) for value, (bound, _) in zip(values, bounds, strict=True)]
+        high = [max(bound - value, 0.0) for value, (_, bound) in zip(values, bounds, strict=True)]
         style = {"linestyle": "none", "capsize": 3, "markersize": 6, "color": colour, "marker": marker}
         axes.errorbar(at, values, yerr=[low, high], label=label, **style)
         if points := _predicted(report, own, longest):
