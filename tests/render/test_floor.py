@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import specgen.render
+from tests.structure import nodes_of, parsed
 
 FOLDER = Path(specgen.render.__path__[0])
 MODULES = sorted(
@@ -38,22 +37,23 @@ def test_importing_every_module_loads_no_model_library() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_render_imports_small_libraries_and_value_modules_only(module: str) -> None:
-    tree = ast.parse((FOLDER / f"{module.replace('.', '/')}.py").read_text())
+def test_render_imports_small_libraries_and_value_modules_only() -> None:
+    for module in MODULES:
+        names = [node.module or "" for node in nodes_of(file_of(module)) if isinstance(node, ast.ImportFrom)]
+        names += [
+            alias.name for node in nodes_of(file_of(module)) if isinstance(node, ast.Import) for alias in node.names
+        ]
+        for name in names:
+            top = name.partition(".")[0]
+            known = top in ("rich", "wcwidth", PLOTTING.get(module)) or top in sys.stdlib_module_names
+            assert known or name.startswith(ALLOWED) or name == "specgen", f"{module} imports {name}"
 
-    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
 
-    for name in names:
-        top = name.partition(".")[0]
-        known = top in ("rich", "wcwidth", PLOTTING.get(module)) or top in sys.stdlib_module_names
-        assert known or name.startswith(ALLOWED) or name == "specgen"
+def test_modules_are_short_and_have_a_docstring() -> None:
+    for module in MODULES:
+        assert len(file_of(module).read_text().splitlines()) <= 250, module
+        assert ast.get_docstring(parsed(file_of(module))), module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_are_short_and_have_a_docstring(module: str) -> None:
-    source = (FOLDER / f"{module.replace('.', '/')}.py").read_text()
-
-    assert len(source.splitlines()) <= 250
-    assert ast.get_docstring(ast.parse(source))
+def file_of(module: str) -> Path:
+    return FOLDER / f"{module.replace('.', '/')}.py"

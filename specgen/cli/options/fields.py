@@ -33,7 +33,7 @@ def options_of(options_class: type) -> tuple[Option, ...]:
 
 @cache  # commands share groups, and every start asks for all of them
 def _read_options(options_class: type) -> tuple[Option, ...]:
-    hints = get_type_hints(options_class, include_extras=True)
+    hints = _types_of(options_class)
     found: list[Option] = []
     for field in fields(options_class):
         kind, *extras = get_args(hints[field.name]) or [hints[field.name]]
@@ -43,6 +43,11 @@ def _read_options(options_class: type) -> tuple[Option, ...]:
         elif is_dataclass(kind):
             found += options_of(kind)  # type: ignore[arg-type]
     return tuple(found)
+
+
+@cache
+def _types_of(options_class: type) -> dict[str, Any]:
+    return get_type_hints(options_class, include_extras=True)
 
 
 def _completed(option: Option, kind: Any, default: Any) -> Option:
@@ -96,7 +101,7 @@ def build(options_class: type[T], given: Mapping[str, Any], see: str) -> T:
 
 
 def _build(options_class: type[T], values: Mapping[str, Any]) -> T:
-    hints = get_type_hints(options_class, include_extras=True)
+    hints = _types_of(options_class)  # type: ignore[arg-type]  # mypy holds no type variable for hashable
     made: dict[str, Any] = {name: value for name, value in values.items() if name in hints}
     for name, hint in hints.items():
         if is_dataclass(hint):
