@@ -23,6 +23,7 @@ from tests.profiles import thorough_except
 from tests.toys import random_toy, save_toy
 
 SMALL = BenchSettings(num_tokens=40, num_repeats=3, num_warmups=1)
+SHORT = replace(SMALL, num_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_a_tree_of_a_draft_without_branches_is_reported_as_failed(toys: dict[str
 
 
 def test_every_run_reads_its_whole_prompt(toys: dict[str, Path], clock: VirtualClock) -> None:
-    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL))
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SHORT))
 
     assert {run.counts.num_reused_tokens for run in report.runs} == {0}
     assert {run.counts.num_prompt_tokens for run in report.runs} == {report.prompts[0].num_tokens}
@@ -252,7 +253,7 @@ def test_an_interrupt_in_the_middle_of_a_run_drops_that_run(
 def test_a_failing_draft_is_skipped_and_reported(
     toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:
-    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"], "lookup": None}, (2,), SMALL)
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"], "lookup": None}, (2,), SHORT)
     broken, forward = made.configurations[1].models.draft, CachedModel._forward
 
     def breaking(model: CachedModel, *arguments: object) -> object:
@@ -305,7 +306,7 @@ def _steps(made: Benchmark) -> Iterator[str]:
 
 
 def test_the_report_is_available_after_every_repeat(toys: dict[str, Path], clock: VirtualClock) -> None:
-    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL)
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SHORT)
 
     sizes = [len(made.report().runs) for stage in _steps(made) if stage == "repeat"]
 

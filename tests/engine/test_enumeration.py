@@ -202,6 +202,11 @@ RULES = [
         "other model-penalty-*",
         "other model-temperature-*",
         "stops when unsure-plain-*",
+        "subset-plain-*",
+        "masked ids-plain-*",
+        "narrower vocabulary-plain-*",
+        "greedy draft-plain-*",
+        "same model-plain-*",
     )
 )
 def test_every_processor_keeps_the_distribution_of_three_tokens(case: Case, processors: str, verification: str) -> None:
@@ -226,7 +231,7 @@ SIZES = [(3, 1, 3), (4, 1, 3), (4, 2, 3), (5, 1, 2)]
         if sizes != (4, 2, 3) or case is OTHER_MODEL
     ],
 )
-@pytest.mark.fast(without=("other model-4-*", "*-4-1-3"))
+@pytest.mark.fast("*-3-1-3", "other model-5-1-2", "subset-5-1-2")
 def test_every_draft_length_and_vocabulary_keeps_the_distribution(
     case: Case, vocab_size: int, num_draft_tokens: int, num_tokens: int
 ) -> None:
@@ -249,6 +254,7 @@ def test_three_draft_tokens_keep_the_distribution_of_four(case: Case, vocab_size
 
 @pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
 @pytest.mark.fault("F77")
+@pytest.mark.fast(without=("subset", "same model", "greedy draft"))
 def test_an_end_token_inside_a_draft_keeps_the_distribution(case: Case) -> None:
     sampling = PROCESSORS["plain"]
 

@@ -56,7 +56,7 @@ def make_drafter(name: str, kind: str) -> Drafter:
     ("kind", "name", "num_draft_tokens"),
     [*(("llama", *draft) for draft in DRAFTS), *(("mistral", *draft) for draft in DRAFTS if draft[1] in (0, 8))],
 )
-@pytest.mark.fast(without=("*-other-8", "*-combined-8"))
+@pytest.mark.fast("*-0", "*-1", "llama-other-3", "*-8", without=("*-other-[18]", "*-combined-8"))
 def test_greedy_text_equals_transformers_generate(kind: str, name: str, num_draft_tokens: int) -> None:
     events = run_events(
         cached(tiny_model(kind)),

@@ -305,6 +305,7 @@ CHANGED = {"attention.sliding_window_pattern": 3, "expert_count": 4}
 
 @pytest.mark.parametrize("suffix", CHANGES_THE_OUTPUT)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast("llama-*", "gemma3-*")
 def test_a_key_that_changes_the_output_is_read_or_leaves_the_file_to_transformers(
     tmp_path: Path, family: str, suffix: str
 ) -> None:

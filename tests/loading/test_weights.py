@@ -290,6 +290,7 @@ def test_a_quantization_that_the_library_ignores_is_not_reported(folder: Path) -
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.fault("F19")
+@pytest.mark.fast("torch-*", "transformers-nan-*")
 def test_weights_with_nan_or_infinity_are_refused(folder: Path, name: str, value: float, backend: BackendName) -> None:
     edit_weights(folder, lambda tensors: tensors[name].view(-1)[7:].fill_(value))
 

@@ -150,6 +150,7 @@ def test_chunks_and_rows_at_once_do_not_change_a_bit(
 
 @needs_kernel
 @pytest.mark.parametrize("head_size", range(16, 257, 16))
+@pytest.mark.fast("16", "48", "80", "112", "128", "256")
 def test_heads_of_all_sizes_attend_in_their_own_chunks(head_size: int) -> None:
     """Only 2 chunks of the longest are before the rows. A thread claims both rows: there is one task."""
     shape = AttentionShape(1, 1, head_size)

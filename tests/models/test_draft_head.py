@@ -58,7 +58,7 @@ def greedy_text(model: Any, num_tokens: int) -> list[int]:
 @pytest.mark.parametrize("ids", [None, SUBSET], ids=["all-ids", "subset"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.fast("llama-*", "qwen3-*")
+@pytest.mark.fast("llama-features-*", "llama-layers-*", "qwen3-*-subset")
 def test_logits_equal_the_formats_definition(
     root: Path, name: str, kind: str, ids: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,7 +244,7 @@ BUGS = (
 
 
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
-@pytest.mark.fast(without=("entries_of*", "layers_keep*", "features_go*", "next_depth*"))
+@pytest.mark.fast("norms_as_stored", "feature_first", "*_one_position_late", "an_entry_for*")
 def test_a_planted_bug_is_caught(plant: Any, open_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
 

@@ -24,6 +24,8 @@ from tests.models.test_formats import int8_linear, needs_kernels
 
 KINDS = ["llama", "qwen2", "mistral"]
 """Those of `tiny_model`; all families are in `FAMILIES`."""
+FAST_FAMILIES = pytest.mark.fast("llama-?", "mistral-window-*", "gemma3-*", "smollm3-*")
+"""Plain attention, a window, both in turn, layers without rotation. What else differs is no matter of trees."""
 TEXT = [1, 17, 40, 17, 40, 9, 88, 3, 5, 61, 30, 2, 7]
 Tree = tuple[list[int], list[int]]
 
@@ -100,18 +102,21 @@ def check_kept_path(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", FAMILIES)
+@FAST_FAMILIES
 def test_each_row_computes_what_a_pass_over_its_path_computes(kind: str, seed: int) -> None:
     check_rows(kind, seed)
 
 
 @pytest.mark.parametrize("num_first", [1, 6])
 @pytest.mark.parametrize("kind", FAMILIES)
+@FAST_FAMILIES
 def test_a_tree_may_grow_over_several_passes(kind: str, num_first: int) -> None:
     check_rows(kind, 9, num_first)
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", FAMILIES)
+@FAST_FAMILIES
 def test_a_kept_path_is_where_its_tokens_would_be(kind: str, seed: int) -> None:
     check_kept_path(kind, seed)
 

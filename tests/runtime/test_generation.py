@@ -567,7 +567,9 @@ def test_the_full_baseline_names_the_first_token_that_differs(opened: Opener) ->
 
 
 def test_sampled_answers_are_not_compared(opened: Opener) -> None:
-    generation = run(opened("random", "other"), sampling=SamplingSettings(temperature=1.0), end_ids=())
+    generation = run(
+        opened("random", "other"), sampling=SamplingSettings(temperature=1.0), end_ids=(), max_new_tokens=20
+    )
 
     baseline = generation.measure_baseline("full")
 
@@ -728,7 +730,7 @@ def test_the_common_prefix_of_two_prompts_is_computed_once(opened: Opener, draft
 
 def test_another_prompt_reuses_nothing(opened: Opener) -> None:
     models = opened("random", "other")
-    run(models, end_ids=())
+    run(models, end_ids=(), max_new_tokens=20)
     prompt = [token_id("a"), *CHAT]
 
     second = Generation(models, request(prompt, end_ids=(), max_new_tokens=20))

@@ -100,6 +100,7 @@ def test_a_head_that_knows_the_target_is_accepted_at_each_depth(kind: str, folde
     assert stats_document(generation.counts)["conditional_per_position_acceptance_rate"] == [1.0] * 4
 
 
+@pytest.mark.thorough
 def test_same_text_with_and_without_it(folder: Any) -> None:
     sampling = SamplingSettings(temperature=0.9, seed=4, same_text=True)
     alone = load_models(pair_of(folder("Qwen3_5"), "none"))
