@@ -102,7 +102,7 @@ def test_variables_of_the_template_are_in_the_document(bench: Cli) -> None:
 
 
 def test_ndjson_has_a_line_per_run(bench: Cli) -> None:
-    ended = bench("-k", "2", "--format", "ndjson")
+    ended = bench("-k", "2", "-n", "8", "--format", "ndjson")
 
     kinds = [json.loads(line)["type"] for line in ended.out.splitlines()]
     assert kinds == ["start", *["run"] * 8, "bench"]

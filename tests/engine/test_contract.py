@@ -286,7 +286,7 @@ def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> No
 
 
 @pytest.mark.parametrize("engine", TEXT_ENGINES)
-@pytest.mark.fast(without=("transformers-mistral", "static-whole-mistral"))
+@pytest.mark.fast("*-llama", "decoder-mistral")
 def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: Engine) -> None:
     target, draft = kept(engine, "target"), kept(engine, "draft", seed=1)
     drafter = ModelDrafter(draft, 96, sampler())

@@ -253,6 +253,7 @@ def test_a_rotary_rule_has_the_frequencies_of_transformers(model_type: str, rule
 
 @pytest.mark.parametrize("model_type", sorted(CLASSES.keys() - {"gemma3_text", "phi3"}))
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.fast("*-llama", "*-gemma2")
 def test_the_old_form_of_a_rotary_rule_gives_the_same_spec_as_the_new_form(model_type: str, rule: str) -> None:
     new = decoder_spec(plain(model_type, rope_parameters={"rope_theta": 5000.0, **RULES[rule]}))
     scaling = {("type" if key == "rope_type" else key): value for key, value in RULES[rule].items()}

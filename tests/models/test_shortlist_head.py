@@ -163,6 +163,7 @@ def large_vocab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.fast("none")
 def test_a_draft_with_a_large_vocabulary_has_a_shortlist_and_a_target_never(
     large_vocab_folder: Path, quant: Quantization
 ) -> None:

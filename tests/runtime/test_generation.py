@@ -135,13 +135,15 @@ def raised(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
 def test_tokens_that_the_target_forbids_are_in_no_answer_and_no_baseline(
     folders: dict[str, Path], tmp_path: Path, drafter: str
 ) -> None:
-    first, *_ = run(load_models(resolve_pair(PairSettings(exact(folders["random"]), "none")))).token_ids
+    first, *_ = run(
+        load_models(resolve_pair(PairSettings(exact(folders["random"]), "none"))), max_new_tokens=1
+    ).token_ids
     shutil.copytree(folders["random"], tmp_path / "model")
     (tmp_path / "model/generation_config.json").write_text(json.dumps({"suppress_tokens": [first]}))
     draft = exact(folders["random"]) if drafter == "target" else None
     settings = PairSettings(exact(tmp_path / "model"), "model" if draft else drafter, draft)  # type: ignore[arg-type]
 
-    generation = run(load_models(resolve_pair(settings)))
+    generation = run(load_models(resolve_pair(settings)), max_new_tokens=20)
     baseline = generation.measure_baseline("full")
 
     assert first not in generation.token_ids
