@@ -104,15 +104,14 @@ def choose_placement(
     device, of_device = _device(settings.device)
     dtype, of_dtype = _dtype(settings, device)
     stored = packed_floats(settings, config, device, has_bfloat16=has_fast_bf16_cpu())
+    packs_nf4 = may_pack_nf4(settings, config, device)
     quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
-        layer = None
-        if config.widths is not None:
-            layer = TimedLayer(*config.widths, dtype, device, role, may_pack_nf4(settings, config, device), stored)
+        layer = None if config.widths is None else TimedLayer(*config.widths, dtype, device, role, packs_nf4, stored)
         quant, reason = _fastest(config, layer, times) or (quant, reason)
     packed_dtype: Literal["float16"] | None = None
     if device == "cpu" and config.quant_method is None:
-        if quant == "nf4" and may_pack_nf4(settings, config, device) and has_nf4_matmul():
+        if quant == "nf4" and packs_nf4 and has_nf4_matmul():
             return Placement(device, False, "float32", quant, of_device + reason, "nf4")
         if quant == "int8" and has_int8_matmul():
             return Placement(device, False, "float32", quant, of_device + reason, "int8")

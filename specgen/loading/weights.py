@@ -86,7 +86,8 @@ def load_weights(
         refuse_broken_continuation(model, name)
         # transformers' own hooks move tensors between devices, which can't be recorded.
         devices = [] if placement.spread else [model.device]
-    notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
+    if left_out:
+        notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
     if recorders:
         found = recorded(model, *recorders, is_draft=is_draft)
