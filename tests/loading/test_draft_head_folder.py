@@ -27,7 +27,9 @@ from specgen.loading.draft_head_folder import (
     shipped_draft,
     target_digest,
 )
-from tests.draft_heads import resolved_head, write_draft
+from tests.decoders import decoder_model
+from tests.draft_heads import SlowDraft, open_draft, resolved_head, write_draft
+from tests.fakes import assert_close
 from tests.loading.builders import edit_json, edit_weights, fails, make_folder, make_model, resolved
 from tests.models.test_decoder import BUILDERS, build
 
@@ -265,13 +267,34 @@ SHAPES_OF_0_1_0 = {
 """What `specgen distill` of version 0.1.0 wrote."""
 
 
-def test_a_draft_that_version_0_1_0_made_is_valid(tmp_path: Path) -> None:
-    tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in SHAPES_OF_0_1_0.items()}
-    save_file({**tensors, "draft_ids": torch.arange(100)}, tmp_path / "model.safetensors", {"format": "pt"})
-    (tmp_path / "config.json").write_text(OF_0_1_0)
+def write_draft_of_0_1_0(folder: Path, target_digest: str = "34698afc") -> Path:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(shape, generator=generator).to(torch.bfloat16) for name, shape in SHAPES_OF_0_1_0.items()
+    }
+    save_file({**tensors, "draft_ids": torch.arange(100)}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(OF_0_1_0.replace("34698afc", target_digest))
+    return folder
 
-    config = check_draft_head(read_config(tmp_path), tmp_path)
+
+def test_a_draft_that_version_0_1_0_made_is_valid(tmp_path: Path) -> None:
+    folder = write_draft_of_0_1_0(tmp_path)
+
+    config = check_draft_head(read_config(folder), folder)
 
     assert config.draft_head is not None
     assert (config.draft_head.kind, config.draft_head.target_digest) == ("features", "34698afc")
-    assert load_tensors(tmp_path, 320)["draft_ids"].shape == (100,)
+    assert load_tensors(folder, 320)["draft_ids"].shape == (100,)
+
+
+def test_a_draft_that_version_0_1_0_made_loads_and_drafts(tmp_path: Path) -> None:
+    model = make_model(vocab_size=320, num_key_value_heads=1, intermediate_size=8)
+    folder = write_draft_of_0_1_0(tmp_path, target_digest(model.get_input_embeddings().weight, model.config.to_dict()))
+    target, text = decoder_model(model, 320), [1, 17, 40, 9]
+    draft = open_draft(folder, target)
+    target.feed(text[:-1])
+
+    logits = draft.logits(text, 1)
+
+    assert logits.shape == (1, 100)
+    assert_close(logits, SlowDraft(folder, model).logits(text))
