@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from specgen.models.amx_registers import (
     AMX_LINES,
     AMX_OUTPUTS,
-    COLUMN_AT,
     LINE_BYTES,
     REGISTER_BYTES,
     RELEASE,
@@ -37,9 +36,8 @@ class AmxFormat:
         product: Name of the instruction that multiplies.
         value_bytes: Bytes of a weight.
         num_terms: Terms that an input is the sum of. Each is multiplied by the weight.
-        text: In LLVM IR: `pack_columns`, which gets the arguments and the rows after a prologue; `finish_row`, which
-            gets the arguments, the address of the sums of `AMX_LINES` outputs, `LINE_BYTES` apart, the first output and
-            the row, and stores the outputs.
+        text: In LLVM IR: `pack_columns`, a `Job.pack_inputs`; `finish_row`, which gets the arguments, the address of
+            the sums of `AMX_LINES` outputs, `LINE_BYTES` apart, the first output and the row, and stores the outputs.
     """
 
     product: str
@@ -55,7 +53,7 @@ def columns_code(amx: AmxFormat) -> str:
     register: 16 lines with four bytes of each row.
     """
     blocks = [_block(amx, num_groups) for num_groups in (1, 2)]
-    return "\n".join([amx_declarations(amx.product), COLUMN_AT, amx.text, *blocks, _multiply(amx)])
+    return "\n".join([amx_declarations(amx.product), amx.text, *blocks, _multiply(amx)])
 
 
 def _block(amx: AmxFormat, num_groups: int) -> str:
@@ -131,10 +129,10 @@ def _multiply(amx: AmxFormat) -> str:
     It claims the next ones before the last block of those that it has, to request their weights from memory in time.
     If the number of outputs is not a multiple of a block's, the last block is moved back, and some are computed twice.
     """
-    names = ("values", "rows", "num_outputs", "size", "num_rows", "chunk", "unit", "num_threads")
+    names = ("values", "columns", "num_outputs", "size", "num_rows", "chunk", "unit", "num_threads")
     loads = "\n".join(load_arguments(ARGUMENTS, names))
     shape = shape_registers(narrow=(*range(_WEIGHTS), _COLUMNS, _COLUMNS + 1))
-    columns = "ptr %columns, i64 %line_bytes, i64 %group_bytes"
+    columns = "ptr %group_columns, i64 %line_bytes, i64 %group_bytes"
     block = f"ptr %weights, i64 %row_bytes, {columns}, ptr %sums, i64 %next"
     return f"""
 define void @multiply_columns(ptr %arguments) {{
@@ -184,7 +182,7 @@ row_loop:
   %row = phi i64 [ 0, %look_ahead ], [ %row_next, %row_end ]
   %group = udiv i64 %row, %group_rows
   %columns_offset = mul i64 %group, %group_bytes
-  %columns = getelementptr i8, ptr %rows, i64 %columns_offset
+  %group_columns = getelementptr i8, ptr %columns, i64 %columns_offset
   %left = sub i64 %num_rows, %row
   %are_two = icmp ugt i64 %left, %group_rows
   br i1 %are_two, label %two, label %one

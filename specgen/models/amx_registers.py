@@ -18,19 +18,6 @@ AMX_OUTPUTS = 2 * AMX_LINES
 LINE_BYTES = 64
 REGISTER_BYTES = AMX_LINES * LINE_BYTES
 NUM_REGISTERS = 8
-COLUMN_AT = f"""
-define internal ptr @column_at(ptr %rows, i64 %row, i64 %num_rows, i64 %row_bytes) alwaysinline {{
-  %group_rows = call i64 @even_part(i64 %num_rows, i64 {AMX_LINES})
-  %group = udiv i64 %row, %group_rows
-  %group_bytes = mul i64 %row_bytes, %group_rows
-  %group_offset = mul i64 %group, %group_bytes
-  %group_at = getelementptr i8, ptr %rows, i64 %group_offset
-  %column = urem i64 %row, %group_rows
-  %at = getelementptr i32, ptr %group_at, i64 %column
-  ret ptr %at
-}}
-"""
-"""Finds the column of a row in the packed rows, which take `%row_bytes` each. A line has four bytes of each row."""
 RELEASE = "  call void @llvm.x86.tilerelease()"
 _PALETTE, _BYTES_AT = 1, 16
 """All shapes are described by 64 bytes. The first is the palette; at 16 begin the bytes of each register's lines."""

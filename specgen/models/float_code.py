@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from specgen.models.float_rows import BLOCK_OUTPUTS, BLOCK_ROWS, INPUTS_UNIT, pack_rows
+from specgen.models.float_rows import BLOCK_OUTPUTS, BLOCK_ROWS, INPUTS_UNIT, pack_inputs
 from specgen.models.float_tiles import MAX_ROWS, NUM_OUTPUTS, finish, float_tiles
-from specgen.models.kernel_code import call_tile
+from specgen.models.job_code import Job
 from specgen.models.thread_code import CLAIM_LOOP
-from specgen.models.vector_code import ARGUMENTS, load_arguments
+from specgen.models.vector_code import ARGUMENTS, call_tile, load_arguments
 
+PACKING = Job("multiply_rows", pack_inputs="pack_inputs")
+"""What threads do for weights in 16 bits."""
 BLOCK_INPUTS = 640
 """Inputs of a block, at most. The second cache holds these of all rows, 60 KiB of 24, and as many weights that are
 requested ahead."""
@@ -23,7 +25,7 @@ requested ahead."""
 def float_code(width: int, dtype: torch.dtype) -> str:
     """Returns the code that `complete_text` takes, for vectors of `width` bytes and weights of a type."""
     tiles = [float_tiles(width, dtype), finish(width, BLOCK_OUTPUTS)]
-    return "\n".join([pack_rows(width, MAX_ROWS[width]), *tiles, _add_block(width), _multiply(width)])
+    return "\n".join([pack_inputs(width, MAX_ROWS[width]), *tiles, _add_block(width), _multiply(width)])
 
 
 def _add_block(width: int) -> str:

@@ -12,8 +12,10 @@ BLOCK_ROWS = 24
 """Rows of a block, at most: each block reads the weights again, from the second cache."""
 
 
-def pack_rows(width: int, max_rows: int) -> str:
+def pack_inputs(width: int, max_rows: int) -> str:
     """Returns the function that copies rows to the order in which tiles read them: a vector of each row of a group.
+
+    A single row stays where it is.
 
     Args:
         width: Bytes of a vector.
@@ -23,7 +25,7 @@ def pack_rows(width: int, max_rows: int) -> str:
     floats = f"<{lanes} x float>"
     loads = "\n".join(load_arguments(ARGUMENTS, ("rows", "size", "num_rows")))
     return f"""
-define internal void @pack_rows(ptr %arguments, ptr %prepared) {{
+define internal void @pack_inputs(ptr %arguments, ptr %prepared, i64 %first, i64 %last) {{
 entry:
 {loads}
   %block_rows = call i64 @even_part(i64 %num_rows, i64 {BLOCK_ROWS})
@@ -53,14 +55,14 @@ row_loop:
   %to = getelementptr {floats}, ptr %group_at, i64 %in_group
   br label %input_loop
 input_loop:
-  %i = phi i64 [ 0, %row_loop ], [ %i_next, %input_loop ]
+  %i = phi i64 [ %first, %row_loop ], [ %i_next, %input_loop ]
   %from_at = getelementptr float, ptr %from, i64 %i
   %values = load {floats}, ptr %from_at, align 4
   %to_offset = mul i64 %i, %count
   %to_at = getelementptr float, ptr %to, i64 %to_offset
   store {floats} %values, ptr %to_at, align 4
   %i_next = add i64 %i, {lanes}
-  %input_more = icmp ult i64 %i_next, %size
+  %input_more = icmp ult i64 %i_next, %last
   br i1 %input_more, label %input_loop, label %row_end
 row_end:
   %row_next = add i64 %row, 1

@@ -38,6 +38,7 @@ class FloatWeight(NativeWeight):
 
     _tile = BLOCK_OUTPUTS
     _row_value_bytes = 4
+    _packs_rows = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
         super().__init__(weight.shape, bias, kernels)

@@ -1,15 +1,19 @@
 """Writes what the kernels of all weight formats have in common, in LLVM IR.
 
-`run` lets rows go through a prologue and packs them by `pack_rows`: most formats round them to int8. Then all threads
-run `multiply_rows`, which claims outputs. A format's tiles compute them. On AMX, `pack_columns` and `multiply_columns`
-take their places.
+`run` lets all threads run a job: they pack the rows and multiply them. Most formats round rows to int8 by `pack_row`,
+and claim outputs in `multiply_rows`, which a format's tiles compute. On AMX, `pack_columns` packs these rows once more,
+and `multiply_columns` claims outputs.
 """
 
 from __future__ import annotations
 
+from specgen.models.job_code import Job, job_code
 from specgen.models.quantize_code import QUANTIZE
 from specgen.models.thread_code import CLAIM, CLAIM_LOOP, ON_THREADS
-from specgen.models.vector_code import ARGUMENTS, Tiles, load_arguments
+from specgen.models.vector_code import ARGUMENTS, COUNTERS, Tiles, call_tile, load_arguments
+
+ROUNDING = Job("multiply_rows", pack_row="pack_row")
+"""What threads do for a format that rounds rows to int8."""
 
 
 def kernel_text(tiles: Tiles, prologues: str) -> str:
@@ -19,27 +23,29 @@ def kernel_text(tiles: Tiles, prologues: str) -> str:
         tiles: The format's.
         prologues: As in `complete_text`.
     """
-    return complete_text(rounding_code(tiles), prologues)
+    return complete_text(rounding_code(tiles), prologues, ROUNDING)
 
 
 def rounding_code(tiles: Tiles) -> str:
-    """Returns the code that `complete_text` takes for a format that rounds rows to int8."""
-    return "\n".join([QUANTIZE, _pack_rows(tiles), tiles.text, _multiply(tiles)])
+    """Returns the functions of `ROUNDING`."""
+    return "\n".join([QUANTIZE, _pack_row(tiles), tiles.text, _multiply(tiles)])
 
 
-def complete_text(code: str, prologues: str, few_rows: int | None = None) -> str:
+def complete_text(code: str, prologues: str, many: Job, few: Job | None = None, few_rows: int = 0) -> str:
     """Returns a format's kernels in LLVM IR.
 
     Args:
-        code: The functions `pack_rows`, which gets the arguments and the rows after a prologue, and `multiply_rows`,
-            which gets the arguments; or `pack_columns` and `multiply_columns` on AMX; or all of them.
-        prologues: The function `prepared`, which returns the address of the rows after a prologue.
-        few_rows: Up to this number of rows are multiplied on vectors, and more on AMX. All are on vectors if None.
+        code: The functions of its jobs.
+        prologues: The function `prepared`, which gets the arguments and the index of a row, computes its prologue, and
+            returns its address.
+        many: What threads do for rows.
+        few: What they do for up to `few_rows` rows, instead.
     """
-    declaration = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-    return "\n".join([declaration, EVEN_PART, CLAIM, prologues, code, ON_THREADS, _run(few_rows)])
+    jobs = [job_code("few", few or many), job_code("many", many)]
+    return "\n".join([_DECLARATIONS, EVEN_PART, CLAIM, prologues, code, *jobs, ON_THREADS, _run(few_rows)])
 
 
+_DECLARATIONS = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\ndeclare void @llvm.x86.sse2.pause()"
 EVEN_PART = """
 define internal i64 @even_part(i64 %count, i64 %most) alwaysinline {
   %up = add i64 %count, %most
@@ -54,54 +60,45 @@ define internal i64 @even_part(i64 %count, i64 %most) alwaysinline {
 """Divides a number into parts of about the same size, of `%most` at most. The last one may be smaller."""
 
 
-def call_tile(max_rows: int, arguments: str) -> str:
-    """Returns what calls the tile of `%count` rows and goes to `next`."""
-    numbers = range(1, max_rows + 1)
-    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
-    calls = "\n".join(f"call{number}:\n  call void @tile{number}({arguments})\n  br label %next" for number in numbers)
-    return f"  switch i64 %count, label %exit [\n{cases}\n  ]\n{calls}"
-
-
-def _run(few_rows: int | None) -> str:
-    """Returns the function that is called: it prepares the rows and lets all threads multiply."""
+def _run(few_rows: int) -> str:
+    """Returns the function that is called: it lets all threads run the job for so many rows."""
     loads = "\n".join(load_arguments(ARGUMENTS, ("num_rows",)))
-    if not few_rows:
-        steps = _pack_and_multiply("rows" if few_rows is None else "columns")
-    else:
-        steps = f"""
-  %are_few = icmp ule i64 %num_rows, {few_rows}
-  br i1 %are_few, label %few, label %many
-few:
-{_pack_and_multiply("rows")}
-many:
-{_pack_and_multiply("columns")}"""
+    order = list(ARGUMENTS)
+    counters = [
+        f"""  %{name}_at = getelementptr i64, ptr %arguments, i64 {order.index(name)}
+  store i64 0, ptr %{name}_at"""
+        for name in COUNTERS
+    ]
+    zeros = "\n".join(counters)
     return f"""
 define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {{
 entry:
 {loads}
-  %prepared = call ptr @prepared(ptr %arguments, ptr %inputs)
-{steps}
+  %inputs_at = getelementptr i64, ptr %arguments, i64 {order.index("inputs")}
+  store ptr %inputs, ptr %inputs_at
+{zeros}
+  %are_few = icmp ule i64 %num_rows, {few_rows}
+  %job = select i1 %are_few, ptr @few, ptr @many
+  call void @on_threads(ptr %job, ptr %arguments, ptr %parallel, i64 %num_threads)
+  ret void
 }}
 """
 
 
-def _pack_and_multiply(kind: str) -> str:
+def _pack_row(tiles: Tiles) -> str:
+    """Returns the function that rounds a row; it has so many blocks as it has scales."""
+    loads = "\n".join(load_arguments(ARGUMENTS, ("rows", "row_scales", "excesses", "size", "num_scales")))
     return f"""
-  call void @pack_{kind}(ptr %arguments, ptr %prepared)
-  call void @on_threads(ptr @multiply_{kind}, ptr %arguments, ptr %parallel, i64 %num_threads)
-  ret void"""
-
-
-def _pack_rows(tiles: Tiles) -> str:
-    """Returns the function that rounds the rows; each has so many blocks as it has scales."""
-    loads = "\n".join(load_arguments(ARGUMENTS, ("rows", "row_scales", "excesses", "size", "num_rows", "num_scales")))
-    return f"""
-define internal void @pack_rows(ptr %arguments, ptr %prepared) {{
+define internal void @pack_row(ptr %arguments, ptr %prepared, i64 %row) {{
 entry:
 {loads}
-  %num_blocks = mul i64 %num_rows, %num_scales
   %block = udiv i64 %size, %num_scales
-  call void @quantize(ptr %prepared, ptr %rows, ptr %row_scales, ptr %excesses, i64 %num_blocks, i64 %block,
+  %offset = mul i64 %row, %size
+  %out = getelementptr i8, ptr %rows, i64 %offset
+  %scales_offset = mul i64 %row, %num_scales
+  %row_scales_here = getelementptr float, ptr %row_scales, i64 %scales_offset
+  %excesses_here = getelementptr i32, ptr %excesses, i64 %scales_offset
+  call void @quantize(ptr %prepared, ptr %out, ptr %row_scales_here, ptr %excesses_here, i64 %num_scales, i64 %block,
                       i64 {tiles.input_steps}, i64 {tiles.weight_offset}, i64 0)
   ret void
 }}

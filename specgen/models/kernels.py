@@ -10,19 +10,19 @@ from typing import TypeVar
 import torch
 
 from specgen.models.amx_code import columns_code
-from specgen.models.amx_formats import bfloat16_amx, int8_amx
+from specgen.models.amx_formats import BFLOAT16_COLUMNS, INT8_COLUMNS, bfloat16_amx, int8_amx
 from specgen.models.amx_registers import AMX_OUTPUTS
 from specgen.models.cpu_vectors import cpu_vectors, may_use_amx
-from specgen.models.float_code import float_code
+from specgen.models.float_code import PACKING, float_code
 from specgen.models.int8_code import int8_tiles
-from specgen.models.kernel_code import complete_text, kernel_text, rounding_code
+from specgen.models.kernel_code import ROUNDING, complete_text, kernel_text, rounding_code
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, RoundingKernels, kernels_of
 from specgen.models.nf4_code import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import CpuVectors, Tiles
 
-KERNELS_VERSION = 11
+KERNELS_VERSION = 12
 """Costs that were measured with another version are measured again."""
 INT8_ROWS_ON_VECTORS = 3
 """Rows up to which vectors are faster than AMX in int8. A pass over one row of Qwen2.5-Coder-1.5B took 49 ms on vectors
@@ -90,7 +90,7 @@ def compile_kernels(tiles: Callable[[CpuVectors], Tiles], vectors: CpuVectors) -
 
 def compile_float_kernels(dtype: torch.dtype, vectors: CpuVectors) -> Kernels:
     """Compiles kernels of weights in bfloat16 or float16 for a kind of vectors."""
-    code = NativeCode(complete_text(float_code(vectors.num_bytes, dtype), PROLOGUES))
+    code = NativeCode(complete_text(float_code(vectors.num_bytes, dtype), PROLOGUES, PACKING))
     return Kernels(code, vectors, code.function("run", 4), packs_columns=False)
 
 
@@ -102,10 +102,10 @@ def compile_int8_amx(vectors: CpuVectors) -> RoundingKernels:
 def int8_amx_text(vectors: CpuVectors) -> str:
     """Returns the kernels of int8 on AMX in LLVM IR. Few rows are multiplied on vectors."""
     code = rounding_code(int8_tiles(vectors, INT8_ROWS_ON_VECTORS)) + columns_code(int8_amx())
-    return complete_text(code, PROLOGUES, INT8_ROWS_ON_VECTORS)
+    return complete_text(code, PROLOGUES, INT8_COLUMNS, ROUNDING, INT8_ROWS_ON_VECTORS)
 
 
 def compile_bfloat16_amx(vectors: CpuVectors) -> Kernels:
     """Compiles the kernels of bfloat16 on AMX."""
-    code = NativeCode(complete_text(columns_code(bfloat16_amx()), PROLOGUES, 0))
+    code = NativeCode(complete_text(columns_code(bfloat16_amx()), PROLOGUES, BFLOAT16_COLUMNS))
     return Kernels(code, vectors, code.function("run", 4), packs_columns=True)

@@ -103,7 +103,6 @@ class NativePass:
         self._arguments = numpy.array(steps.arguments, numpy.int64)
         first = self._arguments.ctypes.data
         self._steps = numpy.array([(run, first + 8 * index, inputs) for run, index, inputs in steps.steps], numpy.int64)
-        self._counters = numpy.array(steps.counters)
         self._stored = numpy.array(steps.attention)[:, None] + [_KEYS, _KEYS + 1]
         by_kind: dict[LayerSpec, list[int]] = {}
         for index, layer in enumerate(spec.layers):
@@ -119,7 +118,6 @@ class NativePass:
         """Turns inputs `[n, hidden]` into outputs; the slots have begun the pass."""
         self._hidden.copy_(hidden)
         arguments = self._arguments
-        arguments[self._counters] = 0
         # Attention computes in the scores, and reads the table: both live until it has run.
         scores: list[Tensor] = []
         kernel = slots.kernel

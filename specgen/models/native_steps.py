@@ -12,7 +12,6 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.native_code import bits_of, floats
 from specgen.models.native_weight import Prologue
 from specgen.models.step_kernels import norm_arguments, step_kernels
-from specgen.models.vector_code import ARGUMENTS
 
 if TYPE_CHECKING:
     from specgen.models.attention_kernel import AttentionKernel
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 17
 """Rows of the longest pass: a tree of 16 nodes and the token before it. In longer ones, Python's share is small."""
-_COUNTER = list(ARGUMENTS).index("counter")
 
 
 class StepMemory:
@@ -67,8 +65,6 @@ class LayerSteps:
         """Of each step: the address of its function, the index of its arguments, and the address of its inputs."""
         self.arguments: list[int] = []
         """Of all steps, one after the other."""
-        self.counters: list[int] = []
-        """Indices of the counters of products, which are 0 before a pass."""
         self.attention: list[int] = []
         """Indices of the arguments of attention, by layer. They are written for each pass."""
         for part in parts:
@@ -88,7 +84,6 @@ class LayerSteps:
         self._append_sum(part.mlp_out)
 
     def _append_product(self, product: Product, inputs: int, outputs: int) -> None:
-        self.counters.append(len(self.arguments) + _COUNTER)
         scratch = self._memory.scratch.data_ptr()
         arguments = product.weight.arguments(self.num_rows, product.prologue, scratch, outputs, self.num_threads)
         self._append(product.weight.kernels.code.address("run"), arguments, inputs)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from specgen.models.amx_registers import AMX_LINES, AMX_OUTPUTS
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, integers, openmp_parallel
-from specgen.models.vector_code import ARGUMENTS, GELU, NORM, NOTHING, SILU, CpuVectors
+from specgen.models.vector_code import ARGUMENTS, COUNTERS, GELU, NORM, NOTHING, SILU, CpuVectors
 
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
@@ -31,6 +31,8 @@ ROWS_BYTES = 2**22
 """Bytes of the packed rows that are multiplied at once, so that they stay in a cache: for long prompts."""
 LEAST_ROWS = 24
 """Rows that are multiplied at once however many bytes they have: one block of the kernel of 16-bit weights."""
+_WRITTEN = (0,) * (1 + len(COUNTERS))
+"""Places of the arguments that the kernels write."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -134,7 +136,9 @@ class NativeWeight:
     _tile = 16
     """Outputs that are computed at once, or a multiple of them: threads claim whole tiles."""
     _row_value_bytes = 1
-    """Bytes of a value of the packed rows."""
+    """Bytes of a value of the packed rows, and of the columns."""
+    _packs_rows = True
+    """Each row is packed before its columns are."""
 
     def __init__(
         self, shape: torch.Size, bias: Tensor | None, kernels: Kernels, *, group: int = 1, block: int | None = None
@@ -202,16 +206,20 @@ class NativeWeight:
 
     def num_scratch(self, num_rows: int, prologue: Prologue) -> int:
         """Returns the number of float32 values that the kernels need for so many rows, without the outputs."""
-        num_prepared_bytes, num_packed_bytes = self._scratch_bytes(num_rows, prologue)
         # All parts have whole float32 values.
-        return (num_prepared_bytes + num_packed_bytes) // 4 + 2 * num_rows * (self._num_inputs // self._block)
+        return sum(self._scratch_bytes(num_rows, prologue)) // 4 + 2 * num_rows * (self._num_inputs // self._block)
 
-    def _scratch_bytes(self, num_rows: int, prologue: Prologue) -> tuple[int, int]:
-        """Returns the bytes of the rows after the prologue, and of the packed rows."""
-        # On AMX all groups have the same number of columns (`EVEN_PART`), so the last one may have some without a row.
-        num_unused = -num_rows % -(-num_rows // AMX_LINES) if self.packs_columns else 0
-        num_packed_bytes = self._row_value_bytes * (num_rows + num_unused) * self._num_inputs
-        return 4 * num_rows * self._num_inputs if prologue.kind != NOTHING else 0, num_packed_bytes
+    def _scratch_bytes(self, num_rows: int, prologue: Prologue) -> tuple[int, int, int]:
+        """Returns the bytes of the rows after the prologue, of the packed rows, and of the columns."""
+        num_prepared_bytes = 4 * num_rows * self._num_inputs if prologue.kind != NOTHING else 0
+        row_bytes = self._row_value_bytes * self._num_inputs
+        if not self.packs_columns:
+            return num_prepared_bytes, num_rows * row_bytes, 0
+        # A group is read as if it had `AMX_LINES` rows. All groups have the same number of columns (`EVEN_PART`), so
+        # the last one may have some without a row.
+        num_packed = num_rows + AMX_LINES - 1 if self._packs_rows else 0
+        num_columns = num_rows + -num_rows % -(-num_rows // AMX_LINES)
+        return num_prepared_bytes, num_packed * row_bytes, num_columns * row_bytes
 
     def arguments(self, num_rows: int, prologue: Prologue, scratch: int, outputs: int, num_threads: int) -> list[int]:
         """Returns what the kernels read: see `ARGUMENTS`.
@@ -223,16 +231,18 @@ class NativeWeight:
             outputs: Address of the outputs, float32 `[n, num_computed]`.
             num_threads: Threads that compute them.
         """
-        num_prepared_bytes, num_packed_bytes = self._scratch_bytes(num_rows, prologue)
+        num_prepared_bytes, num_packed_bytes, num_column_bytes = self._scratch_bytes(num_rows, prologue)
         num_scales = self._num_inputs // self._block
         packed = scratch + num_prepared_bytes
-        scales = packed + num_packed_bytes
+        columns = packed + num_packed_bytes
+        scales = columns + num_column_bytes
         return [
             *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
-            *(packed, scales, scales + 4 * num_rows * num_scales, outputs),
+            *(packed, columns, scales, scales + 4 * num_rows * num_scales, outputs),
             *(self.num_computed, self._num_inputs, num_rows, num_scales),
             *(prologue.kind, scratch, 0 if prologue.weight is None else prologue.weight.data_ptr()),
-            *(bits_of(prologue.epsilon), self._outputs_of(CHUNK_BYTES), self._outputs_of(UNIT_BYTES), num_threads, 0),
+            *(bits_of(prologue.epsilon), self._outputs_of(CHUNK_BYTES), self._outputs_of(UNIT_BYTES), num_threads),
+            *_WRITTEN,
         ]
 
     def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:

@@ -116,47 +116,38 @@ exit:
 
 
 def _prepared() -> str:
-    """Returns the function that finds the rows after a prologue: in the memory for them, or the inputs themselves."""
-    names = ("size", "num_rows", "prologue", "prepared", "norm_weight", "epsilon")
+    """Returns the function that computes a row's prologue, and returns its address after that.
+
+    It is in the memory for prepared rows, or that of the inputs themselves.
+    """
+    names = ("size", "prologue", "prepared", "norm_weight", "epsilon", "inputs")
     loads = "\n".join(load_arguments(ARGUMENTS, names))
     return f"""
-define internal ptr @prepared(ptr %arguments, ptr %inputs) {{
+define internal ptr @prepared(ptr %arguments, i64 %row) {{
 entry:
 {loads}
-  %is_nothing = icmp eq i64 %prologue, {NOTHING}
-  br i1 %is_nothing, label %nothing, label %something
+  %offset = mul i64 %row, %size
+  %out = getelementptr float, ptr %prepared, i64 %offset
+  %same = getelementptr float, ptr %inputs, i64 %offset
+  switch i64 %prologue, label %gate [
+    i64 {NOTHING}, label %nothing
+    i64 {NORM}, label %norm
+  ]
 nothing:
-  ret ptr %inputs
-something:
-  %is_norm = icmp eq i64 %prologue, {NORM}
-  %is_gelu = icmp eq i64 %prologue, {GELU}
-  %double_size = mul i64 %size, 2
-  %in_size = select i1 %is_norm, i64 %size, i64 %double_size
-  br label %row
-row:
-  %r = phi i64 [ 0, %something ], [ %r_next, %row_end ]
-  %in_offset = mul i64 %r, %in_size
-  %in = getelementptr float, ptr %inputs, i64 %in_offset
-  %out_offset = mul i64 %r, %size
-  %out = getelementptr float, ptr %prepared, i64 %out_offset
-  br i1 %is_norm, label %norm, label %gate
+  ret ptr %same
 norm:
-  call void @norm_row(ptr %in, ptr %out, ptr %norm_weight, float %epsilon, i64 %size)
-  br label %row_end
+  call void @norm_row(ptr %same, ptr %out, ptr %norm_weight, float %epsilon, i64 %size)
+  ret ptr %out
 gate:
+  %gates = getelementptr float, ptr %same, i64 %offset
+  %is_gelu = icmp eq i64 %prologue, {GELU}
   br i1 %is_gelu, label %gelu, label %silu
 silu:
-  call void @silu_row(ptr %in, ptr %out, i64 %size)
-  br label %row_end
+  call void @silu_row(ptr %gates, ptr %out, i64 %size)
+  ret ptr %out
 gelu:
-  call void @gelu_row(ptr %in, ptr %out, i64 %size)
-  br label %row_end
-row_end:
-  %r_next = add i64 %r, 1
-  %row_more = icmp ult i64 %r_next, %num_rows
-  br i1 %row_more, label %row, label %exit
-exit:
-  ret ptr %prepared
+  call void @gelu_row(ptr %gates, ptr %out, i64 %size)
+  ret ptr %out
 }}
 """
 

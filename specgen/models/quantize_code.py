@@ -8,6 +8,7 @@ ROUNDER = 3 * 2**22
 """Added to a float32 between -127 and 127, it leaves the nearest whole number in the lowest bits."""
 ROUNDER_BITS = 0x4B400000
 
+_NUMBERS = "i64 %size, i64 %num_steps, i64 %greater, i64 %flip"
 _DECLARATIONS = """
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
 declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)
@@ -15,19 +16,20 @@ declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)
 """
 
 
-def quantize(name: str, place: str, store: str) -> str:
-    """Returns a function that rounds rows to int8. Its arguments are those of `RoundingKernels.quantize`.
+def quantize_row(name: str, stores: str) -> str:
+    """Returns a function that rounds a row to int8.
+
+    Its arguments are the addresses of the row, of its result, its scale and its excess; then those of
+    `RoundingKernels.quantize` from the number of columns on, and `%stride` for the stores.
 
     Without their signs, float32 are in the order of their bits, and what is not a number is the largest.
 
     Args:
         name: Of the function.
-        place: Computes `%out`, the address of the values of row `%r`.
-        store: Stores the values of 16 inputs from `%j` on, `%flipped`.
+        stores: Stores the values of 16 inputs from `%j` on, `%flipped`, at `%out`.
     """
     return f"""
-define void @{name}(ptr %rows, ptr %values, ptr %scales, ptr %excesses, i64 %num_rows, i64 %size,
-                    i64 %num_steps, i64 %greater, i64 %flip) {{
+define internal void @{name}(ptr %in, ptr %out, ptr %scale_at, ptr %excess_at, {_NUMBERS}, i64 %stride) {{
 entry:
   %most = uitofp i64 %num_steps to float
   %greater_bits = trunc i64 %greater to i32
@@ -41,16 +43,10 @@ entry:
   %rounders = shufflevector <16 x float> %rounder_first, <16 x float> poison, <16 x i32> zeroinitializer
   %rounder_bits_first = insertelement <16 x i32> poison, i32 {ROUNDER_BITS}, i32 0
   %rounder_bits = shufflevector <16 x i32> %rounder_bits_first, <16 x i32> poison, <16 x i32> zeroinitializer
-  br label %row
-row:
-  %r = phi i64 [ 0, %entry ], [ %r_next, %store ]
-  %offset = mul i64 %r, %size
-  %in = getelementptr float, ptr %rows, i64 %offset
-{place}
   br label %find
 find:
-  %i = phi i64 [ 0, %row ], [ %i_next, %find ]
-  %largest = phi <16 x i32> [ zeroinitializer, %row ], [ %larger, %find ]
+  %i = phi i64 [ 0, %entry ], [ %i_next, %find ]
+  %largest = phi <16 x i32> [ zeroinitializer, %entry ], [ %larger, %find ]
   %at = getelementptr float, ptr %in, i64 %i
   %x = load <16 x float>, ptr %at, align 4
   %bits = bitcast <16 x float> %x to <16 x i32>
@@ -81,17 +77,35 @@ round:
   %sum_next = add <16 x i32> %sum, %integers
   %bytes = trunc <16 x i32> %integers to <16 x i8>
   %flipped = xor <16 x i8> %bytes, %flips
-{store}
+{stores}
   %j_next = add i64 %j, 16
   %round_more = icmp ult i64 %j_next, %size
-  br i1 %round_more, label %round, label %store
-store:
+  br i1 %round_more, label %round, label %exit
+exit:
   %total = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %sum_next)
   %excess = mul i32 %total, %less
-  %excess_at = getelementptr i32, ptr %excesses, i64 %r
   store i32 %excess, ptr %excess_at
-  %scale_at = getelementptr float, ptr %scales, i64 %r
   store float %scale, ptr %scale_at
+  ret void
+}}
+"""
+
+
+_STORE = "  %to = getelementptr i8, ptr %out, i64 %j\n  store <16 x i8> %flipped, ptr %to, align 1"
+QUANTIZE = f"""
+{_DECLARATIONS}
+{quantize_row("quantize_row", _STORE)}
+define void @quantize(ptr %rows, ptr %values, ptr %scales, ptr %excesses, i64 %num_rows, {_NUMBERS}) {{
+entry:
+  br label %row
+row:
+  %r = phi i64 [ 0, %entry ], [ %r_next, %row ]
+  %offset = mul i64 %r, %size
+  %in = getelementptr float, ptr %rows, i64 %offset
+  %out = getelementptr i8, ptr %values, i64 %offset
+  %scale_at = getelementptr float, ptr %scales, i64 %r
+  %excess_at = getelementptr i32, ptr %excesses, i64 %r
+  call void @quantize_row(ptr %in, ptr %out, ptr %scale_at, ptr %excess_at, {_NUMBERS}, i64 0)
   %r_next = add i64 %r, 1
   %row_more = icmp ult i64 %r_next, %num_rows
   br i1 %row_more, label %row, label %exit
@@ -99,8 +113,4 @@ exit:
   ret void
 }}
 """
-
-
-_ROW_PLACE = "  %out = getelementptr i8, ptr %values, i64 %offset"
-_ROW_STORE = "  %to = getelementptr i8, ptr %out, i64 %j\n  store <16 x i8> %flipped, ptr %to, align 1"
-QUANTIZE = _DECLARATIONS + quantize("quantize", _ROW_PLACE, _ROW_STORE)
+"""Rounds rows to int8: see `RoundingKernels.quantize`."""

@@ -19,11 +19,15 @@ The kernels' instructions multiply unsigned by signed bytes, so weights are grea
 has to be added to a row's sums for that.
 """
 
+COUNTERS = ("rows_claimed", "rows_done", "parts_claimed", "parts_done", "counter")
+"""The last of `ARGUMENTS`, 0 at the start: how many rows, and parts of the inputs of all rows, threads have claimed and
+have packed; and how many outputs they have claimed."""
 ARGUMENTS = {
     "values": "ptr",
     "weight_scales": "ptr",
     "bias": "ptr",
     "rows": "ptr",
+    "columns": "ptr",
     "row_scales": "ptr",
     "excesses": "ptr",
     "outputs": "ptr",
@@ -38,13 +42,14 @@ ARGUMENTS = {
     "chunk": "i64",
     "unit": "i64",
     "num_threads": "i64",
-    "counter": "i64",
+    "inputs": "ptr",
+    **dict.fromkeys(COUNTERS, "i64"),
 }
 """What the kernels of weights read at the address that they are given: 64 bits each, in this order.
 
-`rows` is memory for the packed rows, `prepared` for the rows after a prologue; `num_scales` counts the scales, and the
-excesses, of each row; a thread claims `chunk` outputs at once at most and `unit` at least (see `CLAIM`);
-`counter` is 0.
+`rows` and `columns` are memory for packed rows, `prepared` for the rows after a prologue; `num_scales` counts the
+scales, and the excesses, of each row; a thread claims `chunk` outputs at once at most and `unit` at least (see
+`CLAIM`). The kernels themselves write `inputs`, the address of the rows, and the counters.
 """
 
 NOTHING, NORM, SILU, GELU = range(4)
@@ -219,6 +224,14 @@ def load_arguments(order: Mapping[str, str], names: Sequence[str]) -> list[str]:
                 f"  %{name} = load {kind}, ptr %{name}_at",
             ]
     return lines
+
+
+def call_tile(max_rows: int, arguments: str) -> str:
+    """Returns what calls the tile of `%count` rows and goes to `next`."""
+    numbers = range(1, max_rows + 1)
+    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
+    calls = "\n".join(f"call{number}:\n  call void @tile{number}({arguments})\n  br label %next" for number in numbers)
+    return f"  switch i64 %count, label %exit [\n{cases}\n  ]\n{calls}"
 
 
 def end_of_outputs(output: str, step: int, last_lines: Sequence[str] = ()) -> list[str]:

@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from specgen.models import cpu_vectors
 from specgen.models.amx_code import columns_code
-from specgen.models.amx_formats import bfloat16_amx, int8_amx
+from specgen.models.amx_formats import BFLOAT16_COLUMNS, INT8_COLUMNS, bfloat16_amx, int8_amx
 from specgen.models.amx_registers import AMX_OUTPUTS
 from specgen.models.cpu_vectors import AMX_FEATURES, WIDE_FEATURES, may_use_amx
 from specgen.models.float_weight import FloatWeight
 from specgen.models.int8_code import int8_tiles
 from specgen.models.int8_weight import Int8Weight
+from specgen.models.job_code import Job
 from specgen.models.kernel_code import complete_text, kernel_text, rounding_code
 from specgen.models.kernels import (
     INT8_ROWS_ON_VECTORS,
@@ -179,7 +180,8 @@ def test_weights_of_few_outputs_run_on_vectors() -> None:
     [
         ("i8 0, i8 4, i8 6", "i8 0, i8 5, i8 6"),
         ("i8 3, i8 5, i8 7", "i8 3, i8 5, i8 6"),
-        ("%column = urem i64 %row, %group_rows", "%column = add i64 0, 0"),
+        ("%row_offset3 = mul i64 %row_bytes, 3", "%row_offset3 = mul i64 %row_bytes, 2"),
+        ("%ones = sub i64 %power, 1", "%ones = sub i64 %power, 2"),
         ("%last_block = sub i64 %num_outputs, 32", "%last_block = sub i64 %num_outputs, 48"),
         ("i64 %in_second, i64 %in_block", "i64 %in_block, i64 %in_block"),
         ("%sums, %excesses_wide", "%sums, zeroinitializer"),
@@ -189,7 +191,8 @@ def test_weights_of_few_outputs_run_on_vectors() -> None:
 @pytest.mark.fast("*zeroinitializer")
 def test_a_planted_bug_in_int8_is_noticed(old: str, new: str) -> None:
     weight, rows = torch.randn(72, 128), torch.randn(19, 128)
-    code = planted(rounding_code(int8_tiles(WIDE, INT8_ROWS_ON_VECTORS)) + columns_code(int8_amx()), old, new)
+    text = rounding_code(int8_tiles(WIDE, INT8_ROWS_ON_VECTORS)) + columns_code(int8_amx())
+    code = planted(text, (old, new), INT8_COLUMNS)
     packed = Int8Weight(weight, None, kernels_of(code, WIDE, packs_columns=True))
 
     assert not torch.equal(packed.multiply(rows), int8_pair(weight)[1].multiply(rows))
@@ -200,16 +203,16 @@ def test_a_planted_bug_in_int8_is_noticed(old: str, new: str) -> None:
     ("old", "new"),
     [
         ("fsub <16 x float> %inputs1", "fsub <16 x float> %inputs0"),
-        ("bitcast <16 x bfloat> %low0", "bitcast <16 x bfloat> %high0"),
+        ("store <16 x bfloat> %low0", "store <16 x bfloat> %high0"),
         ("%term1 = mul i64 %register_bytes, 1", "%term1 = mul i64 %register_bytes, 0"),
-        ("%column = urem i64 %row, %group_rows", "%column = add i64 0, 0"),
+        ("%v3_5, <16 x i32> %v3_13", "%v3_5, <16 x i32> %v3_12"),
         ("fadd <16 x float> %total, %biases", "fadd <16 x float> %total, %total"),
     ],
 )
 @pytest.mark.fast("fsub*")
 def test_a_planted_bug_in_bfloat16_is_noticed(old: str, new: str) -> None:
     weight, bias, rows = torch.randn(72, 128).bfloat16(), torch.randn(72), torch.randn(19, 128)
-    code = planted(columns_code(bfloat16_amx()), old, new)
+    code = planted(columns_code(bfloat16_amx()), (old, new), BFLOAT16_COLUMNS)
     packed = FloatWeight(weight, bias, Kernels(code, WIDE, code.function("run", 4), packs_columns=True))
 
     with pytest.raises(AssertionError):
@@ -240,16 +243,16 @@ def test_a_planted_bug_in_nf4_is_noticed(old: str, new: str) -> None:
     assert not torch.equal(Nf4Weight(weight, None, kernels).multiply(rows), expected)
 
 
-def planted(code: str, old: str, new: str) -> NativeCode:
-    assert old in code
-    return NativeCode(complete_text(code.replace(old, new), PROLOGUES, 0))
+def planted(code: str, change: tuple[str, str], job: Job) -> NativeCode:
+    assert change[0] in code
+    return NativeCode(complete_text(code.replace(*change), PROLOGUES, job))
 
 
 @pytest.mark.parametrize(
     ("text", "instruction"),
     [
         (int8_amx_text(WIDE), "tdpbusd"),
-        (complete_text(columns_code(bfloat16_amx()), PROLOGUES, 0), "tdpbf16ps"),
+        (complete_text(columns_code(bfloat16_amx()), PROLOGUES, BFLOAT16_COLUMNS), "tdpbf16ps"),
         (kernel_text(nf4_tiles(WIDE, on_amx=True), PROLOGUES), "tdpbsud"),
     ],
     ids=["int8", "bfloat16", "nf4"],

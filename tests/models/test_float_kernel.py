@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specgen.models.cpu_vectors import cpu_vectors
-from specgen.models.float_code import float_code
+from specgen.models.float_code import PACKING, float_code
 from specgen.models.float_weight import FLOAT_TYPES, FloatWeight, fits_float_kernel
 from specgen.models.kernel_code import complete_text
 from specgen.models.kernels import float_kernels
@@ -181,7 +181,7 @@ def test_other_sizes_and_types_do_not_fit(sizes: tuple[int, int], dtype: torch.d
 )
 @pytest.mark.fast("i64*")
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = complete_text(float_code(32, torch.bfloat16), PROLOGUES)
+    text = complete_text(float_code(32, torch.bfloat16), PROLOGUES, PACKING)
     assert old in text
     code = NativeCode(text.replace(old, new))
     packed, weight, bias = made(

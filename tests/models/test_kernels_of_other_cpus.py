@@ -11,7 +11,7 @@ import torch
 
 from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
 from specgen.models.cpu_vectors import cpu_vectors
-from specgen.models.float_code import float_code
+from specgen.models.float_code import PACKING, float_code
 from specgen.models.int8_code import int8_tiles
 from specgen.models.kernel_code import complete_text, kernel_text
 from specgen.models.kv_store_code import store_code
@@ -31,7 +31,7 @@ def attention_text() -> str:
 
 
 def float_text(dtype: torch.dtype, num_bytes: int) -> str:
-    return complete_text(float_code(num_bytes, dtype), PROLOGUES)
+    return complete_text(float_code(num_bytes, dtype), PROLOGUES, PACKING)
 
 
 def assembly(machine: Any, text: str) -> list[str]:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest.mock import patch
 
-import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -302,16 +301,3 @@ def test_the_code_lives_as_long_as_a_pass_that_runs_it() -> None:
     assert code() is not None
     model.rewind(0)
     assert_same(passes(model), expected)
-
-
-def test_counters_that_are_not_reset_are_noticed() -> None:
-    """A product whose counter is not 0 computes nothing."""
-    model = model_of("llama")
-    expected = model.logits(IDS[:5], 5)
-    model.reset()
-    model.logits(IDS[5:10], 5)
-    (native,) = model._layers[0]._passes.values()
-    native._counters = numpy.array([], numpy.int64)
-    model.reset()
-
-    assert not torch.equal(model.logits(IDS[:5], 5), expected)
