@@ -37,7 +37,7 @@ class AmxFormat:
         value_bytes: Bytes of a weight.
         num_terms: Terms that an input is the sum of. Each is multiplied by the weight.
         text: In LLVM IR: `pack_columns`, a `Job.pack_inputs`; `finish_row`, which gets the arguments, the address of
-            the sums of `AMX_LINES` outputs, `LINE_BYTES` apart, the first output and the row, and stores the outputs.
+            the sums of `AMX_LINES` outputs, the first output and the row, and stores the outputs.
     """
 
     product: str
@@ -60,8 +60,8 @@ def _block(amx: AmxFormat, num_groups: int) -> str:
     """Returns a function that computes a block of outputs of one or two groups of rows.
 
     Its arguments are the address of the weights and the bytes of an output's; the address of the columns, the bytes of
-    a line of them and of a group's; where the sums are stored, for each group two registers of outputs; and the bytes
-    from this block's weights to those of the next one.
+    a line of them and of a group's; where the sums are stored, for each group two registers, with 16 outputs of each
+    row in a line; and the bytes from this block's weights to those of the next one.
     """
     groups, halves = range(num_groups), range(2)
     sums = {(group, half): 2 * group + half for group in groups for half in halves}
@@ -98,13 +98,19 @@ def _block(amx: AmxFormat, num_groups: int) -> str:
         "  %is_more = icmp ult i64 %i_next, %row_bytes",
         "  br i1 %is_more, label %inputs_loop, label %exit",
         "exit:",
+        "  %is_one = icmp eq i64 %line_bytes, 4",
+        f"  %stride = select i1 %is_one, i64 4, i64 {LINE_BYTES}",
     ]
     for register in sums.values():
         lines += [
             f"  %sums{register} = getelementptr i8, ptr %sums, i64 {register * REGISTER_BYTES}",
-            f"  call void @llvm.x86.tilestored64(i8 {register}, ptr %sums{register}, i64 {LINE_BYTES})",
+            f"  call void @llvm.x86.tilestored64(i8 {register}, ptr %sums{register}, i64 %stride)",
         ]
-    return "\n".join([*lines, "  ret void", "}"])
+    lines += ["  br i1 %is_one, label %done, label %turn", "turn:"]
+    for register in sums.values():
+        memory = f"ptr %sums{register}, i64 {LINE_BYTES}"
+        lines.append(f"  call void @transpose({memory}, {memory})")
+    return "\n".join([*lines, "  br label %done", "done:", "  ret void", "}"])
 
 
 def _requests() -> list[str]:
@@ -204,7 +210,7 @@ finish_loop:
   %in_second = sub i64 %in_block, %group_rows
   %column = select i1 %is_second, i64 %in_second, i64 %in_block
   %group_sums = select i1 %is_second, i64 {2 * REGISTER_BYTES}, i64 0
-  %column_offset = mul i64 %column, 4
+  %column_offset = mul i64 %column, {LINE_BYTES}
   %sum_offset = add i64 %group_sums, %column_offset
   %sum0 = getelementptr i8, ptr %sums, i64 %sum_offset
   %sum1 = getelementptr i8, ptr %sum0, i64 {REGISTER_BYTES}

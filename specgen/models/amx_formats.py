@@ -11,8 +11,6 @@ from specgen.models.vector_code import ARGUMENTS, FLOATS, load, load_arguments, 
 INT8_COLUMNS = Job("multiply_columns", pack_row="pack_row", pack_inputs="pack_columns")
 BFLOAT16_COLUMNS = Job("multiply_columns", pack_inputs="pack_columns")
 _INTEGERS = f"<{AMX_LINES} x i32>"
-_GATHER = "llvm.x86.avx512.mask.gather.dpi.512"
-_GATHER_DECLARED = f"declare {_INTEGERS} @{_GATHER}({_INTEGERS}, ptr, {_INTEGERS}, <{AMX_LINES} x i1>, i32 immarg)"
 
 
 def int8_amx() -> AmxFormat:
@@ -49,16 +47,12 @@ def bfloat16_amx() -> AmxFormat:
 
 
 def _finish_row(names: tuple[str, ...], lines: list[str]) -> str:
-    """Returns the function that stores a row's outputs: `lines` compute `%total` of `%sums`, one of each line."""
-    every_line = ", ".join(f"i32 {line * AMX_LINES}" for line in range(AMX_LINES))
-    all_lanes = ", ".join(["i1 true"] * AMX_LINES)
-    lanes = f"{_INTEGERS} <{every_line}>, <{AMX_LINES} x i1> <{all_lanes}>"
+    """Returns the function that stores a row's outputs: `lines` compute `%total` of `%sums`."""
     code = [
-        _GATHER_DECLARED,
         "define internal void @finish_row(ptr %arguments, ptr %sum, i64 %output, i64 %row) {",
         "entry:",
         *load_arguments(ARGUMENTS, (*names, "bias", "outputs", "num_outputs")),
-        f"  %sums = call {_INTEGERS} @{_GATHER}({_INTEGERS} zeroinitializer, ptr %sum, {lanes}, i32 4)",
+        f"  %sums = load {_INTEGERS}, ptr %sum, align 64",
         *lines,
         *load("biases", FLOATS, "bias", "float", "%output"),
         f"  %biased = fadd {FLOATS} %total, %biases",

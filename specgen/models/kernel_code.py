@@ -10,7 +10,7 @@ from __future__ import annotations
 from specgen.models.job_code import Job, job_code
 from specgen.models.quantize_code import QUANTIZE
 from specgen.models.thread_code import CLAIM, CLAIM_LOOP, ON_THREADS
-from specgen.models.vector_code import ARGUMENTS, COUNTERS, Tiles, call_tile, load_arguments
+from specgen.models.vector_code import ARGUMENTS, Tiles, call_tile, load_arguments
 
 ROUNDING = Job("multiply_rows", pack_row="pack_row")
 """What threads do for a format that rounds rows to int8."""
@@ -36,8 +36,8 @@ def complete_text(code: str, prologues: str, many: Job, few: Job | None = None, 
 
     Args:
         code: The functions of its jobs.
-        prologues: The function `prepared`, which gets the arguments and the index of a row, computes its prologue, and
-            returns its address.
+        prologues: The function `prepared`, which gets the arguments, the address of the inputs and the index of a row,
+            computes its prologue, and returns its address.
         many: What threads do for rows.
         few: What they do for up to `few_rows` rows, instead.
     """
@@ -61,25 +61,22 @@ define internal i64 @even_part(i64 %count, i64 %most) alwaysinline {
 
 
 def _run(few_rows: int) -> str:
-    """Returns the function that is called: it lets all threads run the job for so many rows."""
+    """Returns the function that is called: it lets all threads do the job for so many rows."""
     loads = "\n".join(load_arguments(ARGUMENTS, ("num_rows",)))
-    order = list(ARGUMENTS)
-    counters = [
-        f"""  %{name}_at = getelementptr i64, ptr %arguments, i64 {order.index(name)}
-  store i64 0, ptr %{name}_at"""
-        for name in COUNTERS
-    ]
-    zeros = "\n".join(counters)
+    given = "ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads"
     return f"""
-define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {{
+define void @run({given}) {{
 entry:
 {loads}
-  %inputs_at = getelementptr i64, ptr %arguments, i64 {order.index("inputs")}
-  store ptr %inputs, ptr %inputs_at
-{zeros}
+  %counter_at = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
+  store i64 0, ptr %counter_at
   %are_few = icmp ule i64 %num_rows, {few_rows}
-  %job = select i1 %are_few, ptr @few, ptr @many
-  call void @on_threads(ptr %job, ptr %arguments, ptr %parallel, i64 %num_threads)
+  br i1 %are_few, label %few, label %many
+few:
+  call void @few({given})
+  ret void
+many:
+  call void @many({given})
   ret void
 }}
 """

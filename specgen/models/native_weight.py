@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from specgen.models.amx_registers import AMX_LINES, AMX_OUTPUTS
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, integers, openmp_parallel
-from specgen.models.vector_code import ARGUMENTS, COUNTERS, GELU, NORM, NOTHING, SILU, CpuVectors
+from specgen.models.vector_code import ARGUMENTS, GELU, NORM, NOTHING, SILU, WRITTEN, CpuVectors
 
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
@@ -31,8 +31,7 @@ ROWS_BYTES = 2**22
 """Bytes of the packed rows that are multiplied at once, so that they stay in a cache: for long prompts."""
 LEAST_ROWS = 24
 """Rows that are multiplied at once however many bytes they have: one block of the kernel of 16-bit weights."""
-_WRITTEN = (0,) * (1 + len(COUNTERS))
-"""Places of the arguments that the kernels write."""
+_UNWRITTEN = (0,) * len(WRITTEN)
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -242,7 +241,7 @@ class NativeWeight:
             *(self.num_computed, self._num_inputs, num_rows, num_scales),
             *(prologue.kind, scratch, 0 if prologue.weight is None else prologue.weight.data_ptr()),
             *(bits_of(prologue.epsilon), self._outputs_of(CHUNK_BYTES), self._outputs_of(UNIT_BYTES), num_threads),
-            *_WRITTEN,
+            *_UNWRITTEN,
         ]
 
     def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:

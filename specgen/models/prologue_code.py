@@ -120,10 +120,10 @@ def _prepared() -> str:
 
     It is in the memory for prepared rows, or that of the inputs themselves.
     """
-    names = ("size", "prologue", "prepared", "norm_weight", "epsilon", "inputs")
+    names = ("size", "prologue", "prepared", "norm_weight", "epsilon")
     loads = "\n".join(load_arguments(ARGUMENTS, names))
     return f"""
-define internal ptr @prepared(ptr %arguments, i64 %row) {{
+define internal ptr @prepared(ptr %arguments, ptr %inputs, i64 %row) {{
 entry:
 {loads}
   %offset = mul i64 %row, %size

@@ -19,9 +19,11 @@ The kernels' instructions multiply unsigned by signed bytes, so weights are grea
 has to be added to a row's sums for that.
 """
 
-COUNTERS = ("rows_claimed", "rows_done", "parts_claimed", "parts_done", "counter")
-"""The last of `ARGUMENTS`, 0 at the start: how many rows, and parts of the inputs of all rows, threads have claimed and
-have packed; and how many outputs they have claimed."""
+PACKED = ("rows_claimed", "rows_done", "inputs_claimed", "inputs_done")
+"""Those of `ARGUMENTS` that count the rows, and the inputs of all rows, which threads have claimed and have packed."""
+WRITTEN = ("inputs", *PACKED, "counter")
+"""The last of `ARGUMENTS`, which the kernels write: the address of the rows, and what is claimed; `counter` counts
+outputs."""
 ARGUMENTS = {
     "values": "ptr",
     "weight_scales": "ptr",
@@ -43,13 +45,13 @@ ARGUMENTS = {
     "unit": "i64",
     "num_threads": "i64",
     "inputs": "ptr",
-    **dict.fromkeys(COUNTERS, "i64"),
+    **dict.fromkeys(WRITTEN[1:], "i64"),
 }
 """What the kernels of weights read at the address that they are given: 64 bits each, in this order.
 
 `rows` and `columns` are memory for packed rows, `prepared` for the rows after a prologue; `num_scales` counts the
 scales, and the excesses, of each row; a thread claims `chunk` outputs at once at most and `unit` at least (see
-`CLAIM`). The kernels themselves write `inputs`, the address of the rows, and the counters.
+`CLAIM`).
 """
 
 NOTHING, NORM, SILU, GELU = range(4)

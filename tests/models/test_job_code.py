@@ -57,9 +57,9 @@ def arguments_of(weight: NativeWeight, rows: Tensor, prologue: Prologue) -> tupl
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_threads_does_not_change_a_bit(kind: str) -> None:
     # Inputs that are no whole number of parts, and numbers of rows that fill groups of columns in part.
-    weight = weight_of(kind, 48, 64 * 5)
+    weight = weight_of(kind, 48, 64 * 15)
     for num_rows in (1, 2, 5, 16, 19, 33):
-        rows = torch.randn(num_rows, 2 * 64 * 5)
+        rows = torch.randn(num_rows, 2 * 64 * 15)
         by_number = []
         for number in (1, 2, 3):
             with threads(number):
@@ -101,7 +101,7 @@ def test_a_thread_waits_for_rows_that_others_pack(kind: str) -> None:
     arguments[order.index("inputs")] = rows.data_ptr()
     # Another thread has claimed the first row, and is not ready.
     arguments[order.index("rows_claimed")] = 1
-    job = weight.kernels.code.function("many", 1)
+    job = weight.kernels.code.function("many_together", 1)
     thread = Thread(target=job, args=(ctypes.addressof(arguments),), daemon=True)
     thread.start()
     thread.join(0.05)
