@@ -20,6 +20,7 @@ from specgen.models.attention_kernel import AttentionKernel, NewRows
 from specgen.models.decoder_spec import DecoderSpec, LayerSpec
 from specgen.models.native_code import openmp_parallel
 from specgen.models.native_steps import MAX_ROWS, LayerSteps, StepMemory
+from specgen.models.pass_threads import PassThreads
 from specgen.models.stored_slots import Rotations
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class NativeLayers:
         self._memory: StepMemory | None = None
         self._passes: dict[tuple[int, int], NativePass] = {}
         """By the numbers of rows and threads."""
+        self._threads = PassThreads()
 
     def __deepcopy__(self, memo: dict[int, object]) -> NativeLayers:
         """Returns an object that runs copies of the layers, with steps of its own: addresses differ."""
@@ -54,7 +56,8 @@ class NativeLayers:
         """Turns inputs of the first layer `[n, hidden]` into outputs of the last; the slots have begun the pass."""
         if slots.kernel is None or hidden.shape[0] > MAX_ROWS or not self._fits(slots.kernel, rotations):
             return self._segment.run(hidden, rotations, slots)
-        return self._pass(hidden.shape[0], slots.kernel).run(hidden, rotations, slots)
+        kernel = slots.kernel
+        return self._threads.run(lambda: self._pass(hidden.shape[0], kernel).run(hidden, rotations, slots))
 
     def _fits(self, kernel: AttentionKernel, rotations: Rotations) -> bool:
         """Returns whether our own kernels run each part of the layers."""

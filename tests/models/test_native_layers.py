@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from specgen.loading.decoder_weights import dense_linear
-from specgen.models import kv_slots
+from specgen.models import kv_slots, native_layers
 from specgen.models import step_kernels as module
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
@@ -29,11 +30,13 @@ from specgen.models.native_code import NativeCode
 from specgen.models.native_layers import NativeLayers, NativePass
 from specgen.models.native_steps import MAX_ROWS
 from specgen.models.packing import PackedKind, packed_linear
+from specgen.models.pass_threads import PassThreads
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.step_code import step_code
 from specgen.models.step_kernels import NativeNorm, compiled_steps, step_kernels
 from specgen.models.stored_slots import Rotations
 from tests.decoders import decoder_of
+from tests.fakes import threads
 from tests.models.test_decoder import FAMILIES, build
 
 pytestmark = pytest.mark.skipif(cpu_vectors() is None, reason="needs AVX2")
@@ -63,13 +66,13 @@ def one_by_one() -> Iterator[None]:
 
 
 @contextmanager
-def noted() -> Iterator[list[int]]:
-    """Notes the rows of passes whose layers ran in one call."""
+def noted(number: Callable[[Tensor], int] = len) -> Iterator[list[int]]:
+    """Notes the rows, or another number, of passes whose layers ran in one call."""
     found: list[int] = []
     run = NativePass.run
 
     def note(self: NativePass, hidden: Tensor, rotations: Rotations, slots: SliceSlots) -> Tensor:
-        found.append(hidden.shape[0])
+        found.append(number(hidden))
         return run(self, hidden, rotations, slots)
 
     with patch.object(NativePass, "run", note):
@@ -137,6 +140,21 @@ def test_a_larger_cache_and_another_number_of_threads_are_seen(monkeypatch: pyte
         torch.set_num_threads(num_threads)
     model.reset()
     assert_same(passes(model), expected)
+
+
+def test_passes_that_lack_cores_have_the_same_bits_on_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    # No pass has any processor time, and all take as long.
+    monkeypatch.setattr(native_layers, "PassThreads", lambda: PassThreads(lambda: next(clock), lambda: 0.0))
+    model = model_of("llama-bias")
+    with one_by_one():
+        expected = passes(copy.deepcopy(model))
+
+    with threads(2), noted(lambda _: torch.get_num_threads()) as numbers:
+        found = passes(model)
+
+    assert_same(found, expected)
+    assert numbers == [2, 2, 2, 1, 1, 1, 2, 2, 2]
 
 
 @torch.inference_mode()
