@@ -93,9 +93,11 @@ def figures(package: Path) -> dict[str, object]:
         if room_of(module) != room_of(name) and package.name not in (room_of(module), room_of(name))
     }
     trees = {module: parsed(path) for module, path in modules.items()}
+    # A GPU kernel takes each tensor and each size by itself.
     functions = [
         (num_parameters(node), f"{module}.{node.name}")
         for module, tree in trees.items()
+        if ".fused.kernels." not in module
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
     ]
@@ -112,8 +114,8 @@ def figures(package: Path) -> dict[str, object]:
         "modules": len([module for module, size in sizes.items() if size > 3]),
         "lines": sum(sizes.values()),
         "largest module": max((size, module) for module, size in sizes.items()),
-        "largest signature": max(functions),
-        "functions with more than five parameters": sum(number > 5 for number, _ in functions),
+        "largest signature, GPU kernels apart": max(functions),
+        "functions of more than five, GPU kernels apart": sum(number > 5 for number, _ in functions),
         "imports of our own": sum(map(len, own.values())),
         "of them inside functions": sum(inside for names in own.values() for _, inside in names),
         "third-party imports inside functions": sum(
@@ -126,4 +128,4 @@ def figures(package: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     for name, value in figures(Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGE).items():
-        print(f"{name:<42} {value}")
+        print(f"{name:<46} {value}")

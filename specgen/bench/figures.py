@@ -11,7 +11,7 @@ from typing import Literal
 from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
-from specgen.runtime.confidence import Interval, TimedPair, speedup_interval
+from specgen.runtime.confidence import Interval, PairedTimes, speedup_interval
 
 TextVerdict = Literal["same", "near-tie", "different"]
 
@@ -153,10 +153,10 @@ def _in_whole_repeats(pairs: Sequence[_Pair]) -> list[_Pair]:
     return [pair for group in groups if len(group) == num_prompts for pair in group]
 
 
-def _timed(pair: _Pair) -> TimedPair:
+def _timed(pair: _Pair) -> PairedTimes:
     timed = [run.counts.timed for run in pair]
     seconds, tokens = (timed[0].seconds, timed[1].seconds), (timed[0].num_tokens, timed[1].num_tokens)
-    return TimedPair(pair[0].prompt, pair[0].repeat, seconds, tokens)
+    return PairedTimes(pair[0].prompt, pair[0].repeat, seconds, tokens)
 
 
 def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[TextVerdict | None, Difference | None]:

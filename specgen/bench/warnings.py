@@ -87,7 +87,7 @@ def _unsteady(baseline: Sequence[Run], repeats: Sequence[int], where: str) -> li
     warnings = []
     sums = [total(run for run in baseline if run.repeat == repeat) for repeat in repeats]
     rates = [rate for counts in sums if (rate := counts.tokens_per_second) is not None]
-    deviation = spread(rates)
+    deviation = relative_deviation(rates)
     if deviation is not None and deviation > NOISY_SPREAD:
         text = (
             f"the baseline{where} varied by {deviation:.0%} between repeats; close other programs, or use more repeats"
@@ -179,6 +179,6 @@ def outliers(values: Sequence[float]) -> list[int]:
     return [i for i, value in enumerate(values) if 0.6745 * abs(value - center) / deviation > OUTLIER_SCORE]
 
 
-def spread(values: Sequence[float]) -> float | None:
+def relative_deviation(values: Sequence[float]) -> float | None:
     """Returns the standard deviation as a fraction of the mean; None for fewer than two values."""
     return stdev(values) / fmean(values) if len(values) > 1 and fmean(values) else None

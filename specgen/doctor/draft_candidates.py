@@ -21,7 +21,7 @@ MAX_IN_FOLDER = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class DraftCandidate:
     """A model that could draft.
 
     Args:
@@ -35,34 +35,34 @@ class Candidate:
     on_hub: FamilyMember | None = None
 
 
-def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[Candidate], list[str]]:
+def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[DraftCandidate], list[str]]:
     """Returns all candidates but the target itself, each once, and notices about places that could not be searched.
 
     Args:
         given: Names of models, and folders that contain model folders or .gguf files.
     """
-    candidates = [Candidate("lookup", "lookup")]
+    candidates = [DraftCandidate("lookup", "lookup")]
     if target.fits_own_decoder and shipped_draft(target, target.settings) is not None:
-        candidates.append(Candidate("auto", "draft head"))
+        candidates.append(DraftCandidate("auto", "draft head"))
     if has_mtp(target):
-        candidates.append(Candidate(MTP_NAME, "draft head"))
+        candidates.append(DraftCandidate(MTP_NAME, "draft head"))
     own = target.settings.name or target.name
     # A given target may draft for itself in another format.
-    candidates += [Candidate(name, "given") for word in given for name in _expanded(word, without=own)]
+    candidates += [DraftCandidate(name, "given") for word in given for name in _expanded(word, without=own)]
     if target.fits_own_decoder:
-        candidates += [Candidate(name, "draft head") for name in _draft_heads(target)]
+        candidates += [DraftCandidate(name, "draft head") for name in _draft_heads(target)]
     cached = [name for name in known_names() if name not in (own, target.name)]
-    candidates += [Candidate(name, "cache") for name in cached]
+    candidates += [DraftCandidate(name, "cache") for name in cached]
     notices = []
     try:
         members = family_members(own, offline=target.settings.offline)
-        candidates += [Candidate(one.name, "hub", one) for one in members if one.name not in cached]
+        candidates += [DraftCandidate(one.name, "hub", one) for one in members if one.name not in cached]
     except SpecgenError as error:
         notices.append(f"the hub was not searched: {error.message}")
     return list({_identity(one): one for one in reversed(candidates)}.values())[::-1], notices
 
 
-def as_draft(candidate: Candidate, like: ModelSettings) -> ModelSettings:
+def as_draft(candidate: DraftCandidate, like: ModelSettings) -> ModelSettings:
     """Returns how to load a candidate: like the options say, and without a download."""
     return replace(like, offline=like.offline or candidate.source == "cache")
 
@@ -85,7 +85,7 @@ def _draft_heads(target: ResolvedModel) -> Iterator[str]:
         yield from (str(one.path) for one in draft_heads_of(target, folders[:MAX_IN_FOLDER], target.settings))
 
 
-def _identity(candidate: Candidate) -> str:
+def _identity(candidate: DraftCandidate) -> str:
     """Returns what two names of one folder or file have in common."""
     path = Path(candidate.draft).expanduser()
     return str(path.resolve()) if candidate.source in ("given", "draft head") and path.exists() else candidate.draft

@@ -12,7 +12,7 @@ from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
-from specgen.doctor.draft_candidates import Candidate, as_draft
+from specgen.doctor.draft_candidates import DraftCandidate, as_draft
 from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.runtime import learned_costs
 from specgen.runtime.confidence import ratio_interval
@@ -95,7 +95,7 @@ def measure_drafts(
 
 def _settings(forecast_: DraftForecast, like: ModelSettings) -> ModelSettings:
     """Returns how to load a draft."""
-    settings = as_draft(Candidate(forecast_.draft, forecast_.source), like)
+    settings = as_draft(DraftCandidate(forecast_.draft, forecast_.source), like)
     if forecast_.draft_vocab in ("shared", "text"):
         return replace(settings, draft_vocab=forecast_.draft_vocab)
     return settings
@@ -150,10 +150,10 @@ def _with_interval(speedup: float, length: int, counts: Sequence[Counts], costs:
         value = predicted.by_length.get(length) if costs.is_per_round is False else predicted.speedup
         if value:
             pseudo.append(speedup**number / value ** (number - 1))
-    spread = ratio_interval(pseudo)
-    if spread is None or not length:
+    interval = ratio_interval(pseudo)
+    if interval is None or not length:
         return Prediction(speedup, speedup, speedup)
-    return Prediction(speedup, min(spread.low, speedup), max(spread.high, speedup))
+    return Prediction(speedup, min(interval.low, speedup), max(interval.high, speedup))
 
 
 def _rescaled(one: DraftForecast, one_pass: float) -> DraftForecast:

@@ -15,7 +15,7 @@ from specgen.core.errors import ModelNotFoundError, SettingsError, SpecgenError
 from specgen.core.machine import processor_name
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import DraftVocab, ModelSettings
-from specgen.doctor.draft_candidates import Candidate, as_draft, find_candidates
+from specgen.doctor.draft_candidates import DraftCandidate, as_draft, find_candidates
 from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
@@ -145,7 +145,7 @@ def _facts(model: ResolvedModel, plan: ModelPlan, kind: DraftVocab = "same") -> 
     return facts if kind == "same" else {**facts, "vocab": kind}
 
 
-def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store: CostStore) -> DraftForecast:
+def _forecast(target: _Target, candidate: DraftCandidate, like: ModelSettings, store: CostStore) -> DraftForecast:
     """Predicts one candidate.
 
     Raises:
@@ -218,7 +218,7 @@ def _lookup(target: _Target) -> DraftForecast:
     )
 
 
-def _from_the_hub(target: _Target, candidate: Candidate) -> DraftForecast:
+def _from_the_hub(target: _Target, candidate: DraftCandidate) -> DraftForecast:
     """Predicts a model of the target's family from the size in its name."""
     assert candidate.on_hub is not None, "the caller checks it"
     plan = target.plan

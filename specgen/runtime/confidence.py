@@ -27,7 +27,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class TimedPair:
+class PairedTimes:
     """Times of two settings on the same prompt in the same repeat, the baseline's first.
 
     Args:
@@ -58,7 +58,7 @@ def ratio_interval(ratios: Sequence[float]) -> Interval | None:
     return Interval(math.exp(fmean(logs) - half), math.exp(fmean(logs) + half))
 
 
-def speedup_interval(pairs: Sequence[TimedPair]) -> Interval | None:
+def speedup_interval(pairs: Sequence[PairedTimes]) -> Interval | None:
     """Returns the 95 % t interval of a speedup: total seconds per token of the baseline / of the other setting.
 
     The prompts are fixed, and each was measured in every repeat. So the variance is that of a ratio in strata (Cochran
@@ -88,7 +88,7 @@ def speedup_interval(pairs: Sequence[TimedPair]) -> Interval | None:
     return Interval(math.exp(logs - half), math.exp(logs + half))
 
 
-def _log_parts(pairs: Sequence[TimedPair]) -> tuple[list[float], float]:
+def _log_parts(pairs: Sequence[PairedTimes]) -> tuple[list[float], float]:
     """Returns what each pair adds to the logarithm of the speedup, in first order, and the logarithm.
 
     What all pairs add is 0 together: only the differences count.

@@ -8,7 +8,7 @@ import pytest
 
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchReport, Difference
-from specgen.bench.warnings import outliers, spread, warnings_of
+from specgen.bench.warnings import outliers, relative_deviation, warnings_of
 from specgen.core.cost_model import MeasuredCosts
 from specgen.core.results import LogitGap
 from tests.bench.reports import LABEL, counts, report
@@ -107,5 +107,5 @@ def test_uniform_noise_and_few_values_have_no_outliers() -> None:
 
 
 def test_spread_is_the_standard_deviation_as_a_fraction_of_the_mean() -> None:
-    assert spread([9.0, 11.0]) == pytest.approx(math.sqrt(2) / 10)
-    assert spread([1.0]) is None
+    assert relative_deviation([9.0, 11.0]) == pytest.approx(math.sqrt(2) / 10)
+    assert relative_deviation([1.0]) is None

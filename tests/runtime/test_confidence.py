@@ -9,7 +9,7 @@ import numpy
 import pytest
 from scipy import stats
 
-from specgen.runtime.confidence import TimedPair, ratio_interval, speedup_interval
+from specgen.runtime.confidence import PairedTimes, ratio_interval, speedup_interval
 
 
 def test_an_interval_contains_the_geometric_mean() -> None:
@@ -24,10 +24,10 @@ def test_one_ratio_has_no_interval() -> None:
     assert ratio_interval([1.5]) is None
 
 
-def pairs_of(baseline: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> list[TimedPair]:
+def pairs_of(baseline: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> list[PairedTimes]:
     """Pairs seconds by prompt and repeat; each answer has ten tokens."""
     return [
-        TimedPair(prompt, repeat, times, (10, 10))
+        PairedTimes(prompt, repeat, times, (10, 10))
         for prompt, rows in enumerate(zip(baseline, own, strict=True))
         for repeat, times in enumerate(zip(*rows, strict=True))
     ]
@@ -51,7 +51,7 @@ def test_a_speedup_has_the_interval_of_a_ratio_in_strata() -> None:
 
 
 def test_longer_answers_of_the_same_speed_are_no_variance() -> None:
-    pairs = [TimedPair(0, repeat, (2.0 * n, 1.0 * n), (10 * n, 10 * n)) for repeat, n in enumerate((1, 2, 3))]
+    pairs = [PairedTimes(0, repeat, (2.0 * n, 1.0 * n), (10 * n, 10 * n)) for repeat, n in enumerate((1, 2, 3))]
 
     interval = speedup_interval(pairs)
 

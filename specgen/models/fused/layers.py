@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.fused.attention import FewRowsAttention
-from specgen.models.fused.products import Parts, Product, product_of, split
+from specgen.models.fused.products import FewRowsProduct, Parts, product_of, split
 from specgen.models.fused.support import launch_options, launching_on
 from specgen.models.static.kv_views import StoredLayer, Visible
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class _FusedLayer:
     layer: Layer
-    qkv: Product
-    output: Product
-    widen: Product
-    narrow: Product
+    qkv: FewRowsProduct
+    output: FewRowsProduct
+    widen: FewRowsProduct
+    narrow: FewRowsProduct
 
 
 class FusedLayers:
@@ -93,7 +93,7 @@ class FusedLayers:
         residual: Tensor,
         added: Parts | None,
         norms: tuple[Norm | None, Norm | None],
-        next_product: Product | None = None,
+        next_product: FewRowsProduct | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Adds a product to the residual stream, with norms after it and before the next one.
 

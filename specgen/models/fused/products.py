@@ -39,7 +39,7 @@ class Parts:
         return self.tensor.shape[0]
 
 
-class Product(ABC):
+class FewRowsProduct(ABC):
     """A linear layer for few rows."""
 
     takes_split = False
@@ -66,7 +66,7 @@ class Product(ABC):
         """Turns inputs `[rows, inputs]`, in their own order, into outputs `[rows, columns]`."""
 
 
-def product_of(module: nn.Module) -> Product:
+def product_of(module: nn.Module) -> FewRowsProduct:
     """Returns a linear layer as a product of few rows."""
     if type(module) is nn.Linear:
         weight: Tensor = module.weight
@@ -77,7 +77,7 @@ def product_of(module: nn.Module) -> Product:
     return OtherProduct(module)
 
 
-class KernelProduct(Product):
+class KernelProduct(FewRowsProduct):
     """A product on our own kernels.
 
     Args:
@@ -92,14 +92,14 @@ class KernelProduct(Product):
         self._num_columns, self._num_inputs, self._bias = num_columns, num_inputs, bias
 
     def parts(self, inputs: Tensor, division: Division | None = None) -> Parts:
-        """As in `Product`."""
+        """As in `FewRowsProduct`."""
         division = division or self._divide(inputs.device, is_whole=False)
         out = inputs.new_empty(division.num_parts, inputs.shape[0], self._num_columns, dtype=torch.float32)
         self._launch(inputs, out, division, {"HAS_BIAS": False, "GATE": "none", "IS_SPLIT": False})
         return Parts(out, self._bias)
 
     def gated(self, inputs: Tensor, activation: Activation, *, is_split: bool = False) -> Tensor:
-        """As in `Product`."""
+        """As in `FewRowsProduct`."""
         if self._bias is not None:
             return _gated(self._outputs(inputs), activation, is_split=is_split)
         out = inputs.new_empty(inputs.shape[0], self._num_columns // 2)
@@ -108,7 +108,7 @@ class KernelProduct(Product):
         return out
 
     def whole(self, inputs: Tensor) -> Tensor:
-        """As in `Product`."""
+        """As in `FewRowsProduct`."""
         with launching_on(inputs):
             return self._outputs(split(inputs) if self.takes_split else inputs)
 
@@ -211,7 +211,7 @@ class Nf4Product(KernelProduct):
         )
 
 
-class OtherProduct(Product):
+class OtherProduct(FewRowsProduct):
     """Any other linear layer, called as it is.
 
     Args:
@@ -222,21 +222,21 @@ class OtherProduct(Product):
         self._module = module
 
     def parts(self, inputs: Tensor) -> Parts:
-        """As in `Product`."""
+        """As in `FewRowsProduct`."""
         return Parts(self.whole(inputs)[None])
 
     def gated(self, inputs: Tensor, activation: Activation, *, is_split: bool = False) -> Tensor:
-        """As in `Product`."""
+        """As in `FewRowsProduct`."""
         return _gated(self.whole(inputs), activation, is_split=is_split)
 
     def whole(self, inputs: Tensor) -> Tensor:
-        """As in `Product`."""
+        """As in `FewRowsProduct`."""
         outputs: Tensor = self._module(inputs)
         return outputs
 
 
 def _gated(outputs: Tensor, activation: Activation, *, is_split: bool) -> Tensor:
-    """Computes what `Product.gated` returns from outputs `[rows, columns]`."""
+    """Computes what `FewRowsProduct.gated` returns from outputs `[rows, columns]`."""
     active = gated(activation, outputs)
     return split(active) if is_split else active
 
