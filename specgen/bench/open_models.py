@@ -34,10 +34,7 @@ def open_configurations(
         DeviceError: Too little memory for all of them.
     """
     target_alone = load_models(baseline, progress)
-    loaded: dict[str, LoadedModels] = {}
-    for name, pair in drafts.items():
-        progress.stage(f"loading draft {name}")
-        loaded[name] = target_alone.with_draft(pair, progress)
+    loaded = {name: target_alone.with_draft(pair, progress) for name, pair in drafts.items()}
     labelled = [
         Configuration(_with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings
     ]
