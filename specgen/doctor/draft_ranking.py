@@ -248,9 +248,9 @@ def _speedup(alpha: float, costs: PassCosts, alpha_basis: Basis, cost_basis: Bas
     """Returns the speedup of the best draft length with its interval, and that length."""
     margin = ALPHA_RANGE if alpha_basis == "estimated" else LEARNED_RANGE
     factor = COST_FACTOR if cost_basis == "estimated" else 1.0
-    cheap, dear = (replace(costs, draft_seconds=costs.draft_seconds * by) for by in (1 / factor, factor))
+    cheap, expensive = (replace(costs, draft_seconds=costs.draft_seconds * by) for by in (1 / factor, factor))
     length, middle = best_draft_length(alpha, costs)
-    low = best_draft_length(max(alpha - margin, 0.0), dear)[1]
+    low = best_draft_length(max(alpha - margin, 0.0), expensive)[1]
     high = best_draft_length(min(alpha + margin, 0.99), cheap)[1]
     return Prediction(middle, low, high), length
 

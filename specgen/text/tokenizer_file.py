@@ -135,7 +135,7 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
     if names := _template_names(config.get("chat_template"), folder):
         tokenizer.template_lack = f"only named chat templates ({', '.join(names)}), and none is the default"
-    tokenizer.notice = _mend_split(backend, folder)
+    tokenizer.notice = _repair_split(backend, folder)
     return tokenizer
 
 
@@ -162,7 +162,7 @@ def _read_backend(path: Path) -> Backend:
         raise ModelFileError(f"invalid tokenizer {path}: {f'it is {what}' if what else error}", hint) from error
 
 
-def _mend_split(backend: Backend, folder: Path) -> str | None:
+def _repair_split(backend: Backend, folder: Path) -> str | None:
     """Replaces the known wrong rule of a file of Mistral's.
 
     Only in a model of Mistral's own vocabulary (it has `[INST]`): others chose their rule.
@@ -186,9 +186,9 @@ def _mend_split(backend: Backend, folder: Path) -> str | None:
     if split["pattern"]["Regex"] != WRONG_SPLIT or backend.token_to_id("[INST]") is None:
         return "the tokenizer does not split text as Mistral's do: if it is one of theirs, its ids are wrong"
     split["pattern"] = {"Regex": RIGHT_SPLIT}
-    mended = json.loads(backend.to_str())
-    mended["pre_tokenizer"] = state
-    backend.pre_tokenizer = Backend.from_str(json.dumps(mended)).pre_tokenizer
+    repaired = json.loads(backend.to_str())
+    repaired["pre_tokenizer"] = state
+    backend.pre_tokenizer = Backend.from_str(json.dumps(repaired)).pre_tokenizer
     return "the tokenizer file has a wrong split, of an older version of transformers: Mistral's rule is used"
 
 

@@ -113,7 +113,7 @@ def attend_parts(
         kept = tl.exp2(maximum - reference)
         weight = weight * kept + tl.sum(weights, 1)
         if HAS_TREE:
-            # Behind the tree, values of an earlier pass may be NaN; masked ones are multiplied by 0.
+            # After the tree, values of an earlier pass may be NaN; masked ones are multiplied by 0.
             is_read = is_read & (tl.max(is_seen.to(tl.int32), 0) > 0)[:, None]
         value = tl.load(value_base + at, mask=is_read, other=0.0)
         total = total * kept[:, None] + tl.dot(weights.to(value.dtype), value)

@@ -175,7 +175,7 @@ def multiply_nf4(
     for start in range(first, end, UNROLLED):
         for offset in tl.static_range(UNROLLED):
             block = start + offset
-            # Behind the end, scales of 0 stand for the blocks of another part.
+            # After the end, scales of 0 stand for the blocks of another part.
             has_block = columns < tl.where(block < end, NUM_COLUMNS, 0)
             scales_at = scales + block * SCALES + columns
             is_given = is_row[:, None] & (pairs < (NUM_BLOCKS - block) * 32)[None, :]
