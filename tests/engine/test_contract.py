@@ -247,6 +247,7 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
         "static-whole-*-lookup-8",
         "static-whole-*-self-8",
         "*-mistral-always-wrong-8",
+        "*-mistral-none-0",
         "transformers-*-other-*",
         "transformers-*-combined-8",
         "transformers-*-lookup-8",

@@ -55,7 +55,7 @@ def drafter(name: str) -> Drafter:
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
 @pytest.mark.parametrize("name", ["self", "other", "lookup", "combined", "random"])
-@pytest.mark.fast(without=("other-8", "combined-8"))
+@pytest.mark.fast("*-3", "other-1", "random-8", "self-8")
 def test_one_seed_gives_one_text_with_any_draft(name: str, num_draft_tokens: int) -> None:
     assert sampled(drafter(name), num_draft_tokens=num_draft_tokens) == plain_text()
 

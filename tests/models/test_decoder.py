@@ -206,6 +206,7 @@ def test_bfloat16_text_differs_from_generate_only_at_near_ties(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.fast("llama", "gemma3", "mistral-window", "smollm3", "yarn-rope")
 def test_a_cache_that_grows_keeps_its_entries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_slots, "FIRST_CAPACITY", 8)
     plain, ours = TransformersModel(built(kind), 96), DecoderModel(built_decoder(kind), 96)

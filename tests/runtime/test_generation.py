@@ -506,6 +506,7 @@ def test_strict_ends_with_the_drafts_error_after_the_text_so_far(opened: Opener)
 
 @pytest.mark.parametrize("drafter", ["none", "wrong"])
 @pytest.mark.parametrize("stop", ["quick", " brown fox", "é", "é at日", "日", "🙂.", "The", "x drinks c"])
+@pytest.mark.fast("*-wrong", "quick-none")
 def test_the_answer_ends_before_a_stop_string(opened: Opener, stop: str, drafter: str) -> None:
     generation = run(opened(drafter=drafter), stops=(stop,))
 
