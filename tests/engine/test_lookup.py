@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from specgen.core.events import Round
+from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import AcceptanceByMatch, LookupMatch
+from specgen.engine.draft_length.contract import LengthPolicy
+from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
@@ -74,6 +80,29 @@ def test_a_match_is_learned_from_whether_it_was_drafted_or_not(was_drafted: bool
         draft_length.observe(Round(index, drafted, 0, 9, 0, 0.0, 1.0, 0.0, "lookup" if was_drafted else None))
 
     assert draft_length._acceptance.estimates(match)[0] < before / 3
+
+
+POLICIES: dict[str, Callable[[], tuple[LengthPolicy, AcceptanceByMatch]]] = {
+    "fixed": lambda: (policy := FixedLength(), policy._acceptance),
+    "auto": lambda: (policy := CostAwareLength(CostTable({1: 1.0, 2: 1.0})), policy._lookup._acceptance),
+    "tree": lambda: (policy := TreeLength(4), policy._match_acceptance),
+}
+"""Policies, and where each of them learns from matches."""
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_held_in_one_text_makes_no_other_match_better_in_the_next(name: str) -> None:
+    policy, acceptance = POLICIES[name]()
+    other = LookupMatch([1], 2)
+    fresh = acceptance.estimates(other)
+    policy.start_text(Prefill(10, 0, 1.0, 0.0))
+    for _ in range(40):
+        acceptance.observe(LookupMatch([1, 2], 9), (1, 2))
+    assert acceptance.estimates(other) > fresh
+
+    policy.start_text(Prefill(10, 0, 1.0, 0.0))
+
+    assert acceptance.estimates(other) == fresh
 
 
 def combined() -> CombinedDrafter:

@@ -202,6 +202,10 @@ class AcceptanceByMatch:
         self._tested = [[MATCH_PRIOR_WEIGHT] * len(MATCH_BINS) for _ in range(2)]
         self._drift = RejectionDrift()
 
+    def start_text(self) -> None:
+        """Forgets how right the matches of the last text were: a copy says nothing about a free text after it."""
+        self._drift = RejectionDrift()
+
     def estimates(self, match: LookupMatch) -> list[float]:
         """Returns the acceptance probability of each token of a match."""
         return [self._drift.corrected(self._of_bin(match, position)) for position in range(len(match.ids))]

@@ -34,8 +34,8 @@ class FixedLength:
         self._num_accepted = INITIAL_NUM_ACCEPTED
         """Accepted tokens of a model's draft, averaged over the recent ones."""
 
-    def start_text(self, prefill: Prefill) -> None:
-        """Does nothing."""
+    def start_text(self, prefill: Prefill) -> None:  # noqa: ARG002
+        self._acceptance.start_text()
 
     def start_round(self, num_replayed: int = 0) -> None:
         self._match = None

@@ -45,6 +45,10 @@ class LookupDrafts:
         self._acceptance = AcceptanceByMatch()
         self._match: LookupMatch | None = None
 
+    def start_text(self) -> None:
+        """Forgets what is known of the last text only."""
+        self._acceptance.start_text()
+
     def start_round(self) -> None:
         """Forgets the match of the last round."""
         self._match = None

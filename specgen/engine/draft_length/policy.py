@@ -65,6 +65,7 @@ class CostAwareLength:
 
     def start_text(self, prefill: Prefill) -> None:
         self._model.start_text(prefill)
+        self._lookup.start_text()
         self._exploration.start_text()
         self._limit.start_text()
         self._is_stopped = False

@@ -95,6 +95,7 @@ class TreeLength:
 
     def start_text(self, prefill: Prefill) -> None:
         self._inner.start_text(prefill)
+        self._match_acceptance.start_text()
 
     def start_round(self, num_replayed: int = 0) -> None:
         self._shares, self.matches, self._reaches = [], (), []
