@@ -105,10 +105,26 @@ def openmp_parallel() -> int | None:
     Its arguments are those of `GOMP_parallel` in GCC's documentation "The libgomp ABI". The threads that it runs on
     are torch's: others would compete with them for the cores.
     """
+    library = _openmp_library()
+    return None if library is None else ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+
+
+def set_own_threads(number: int) -> None:
+    """Sets on how many threads this Python thread computes.
+
+    `torch.set_num_threads` sets it for all Python threads that have not used torch yet, too. They keep it.
+    """
+    library = _openmp_library()
+    set_number = torch.set_num_threads if library is None else library.omp_set_num_threads
+    set_number(number)
+
+
+@lru_cache(maxsize=1)
+def _openmp_library() -> ctypes.CDLL | None:
     for path in sorted(Path(torch.__file__).with_name("lib").glob("lib[gi]omp*.so*")):
-        function: Any = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
-        if function is not None:
-            return ctypes.cast(function, ctypes.c_void_p).value
+        library = ctypes.CDLL(str(path))
+        if hasattr(library, "GOMP_parallel"):
+            return library
     return None
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from specgen.engine.clock import Clock
+from specgen.models.native_code import set_own_threads
 
 Result = TypeVar("Result")
 
@@ -74,13 +75,13 @@ class PassThreads:
             return work()
         number = self._tried or self._number
         if number < most:
-            torch.set_num_threads(number)
+            set_own_threads(number)
         started, used = self._clock(), self._processor_clock()
         try:
             result = work()
         finally:
             if number < most:
-                torch.set_num_threads(most)
+                set_own_threads(most)
         now = self._clock()
         seconds = now - started
         num_cores = number if seconds < TIME_SLICE else int((self._processor_clock() - used) / seconds + LEAST_LACK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise, repeat
+from threading import Thread
 
 import pytest
 import torch
@@ -244,3 +245,22 @@ def test_the_setting_of_torch_stays_when_a_pass_fails() -> None:
         with pytest.raises(RuntimeError):
             chosen.run(fail)
         assert torch.get_num_threads() == 2
+
+
+def test_python_threads_that_begin_during_a_pass_have_all_threads() -> None:
+    """They use torch for the first time then, and keep the number that they find."""
+    found: list[tuple[int, int]] = []
+
+    def start_another() -> None:
+        other = Thread(target=lambda: found.append((own, torch.get_num_threads())))
+        own = torch.get_num_threads()
+        other.start()
+        other.join()
+
+    with threads(2):
+        machine, chosen = planted(2)
+        machine.num_busy = 2
+        machine.passes(chosen, 10)
+        chosen.run(start_another)
+
+    assert found == [(1, 2)]
