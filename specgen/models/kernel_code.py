@@ -41,7 +41,7 @@ def complete_text(code: str, prologues: str, many: Job, few: Job | None = None, 
         many: What threads do for rows.
         few: What they do for up to `few_rows` rows, instead.
     """
-    jobs = [job_code("few", few or many), job_code("many", many)]
+    jobs = [job_code("many", many), *([job_code("few", few)] if few else [])]
     return "\n".join([_DECLARATIONS, EVEN_PART, CLAIM, prologues, code, *jobs, ON_THREADS, _run(few_rows)])
 
 
@@ -64,17 +64,20 @@ def _run(few_rows: int) -> str:
     """Returns the function that is called: it lets all threads do the job for so many rows."""
     loads = "\n".join(load_arguments(ARGUMENTS, ("num_rows",)))
     given = "ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads"
+    choice = "  br label %many"
+    if few_rows:
+        choice = f"""  %are_few = icmp ule i64 %num_rows, {few_rows}
+  br i1 %are_few, label %few, label %many
+few:
+  call void @few({given})
+  ret void"""
     return f"""
 define void @run({given}) {{
 entry:
 {loads}
   %counter_at = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
   store i64 0, ptr %counter_at
-  %are_few = icmp ule i64 %num_rows, {few_rows}
-  br i1 %are_few, label %few, label %many
-few:
-  call void @few({given})
-  ret void
+{choice}
 many:
   call void @many({given})
   ret void

@@ -113,11 +113,12 @@ def test_a_distribution_of_many_tokens_is_drawn_without_an_arbitrary_tail() -> N
 
 @pytest.mark.parametrize("width", [96, 64])
 def test_each_row_is_drawn_with_its_own_noise(width: int) -> None:
+    torch.manual_seed(width)
     logits, rows = torch.randn(5, width), noise().rows(7, 5)
 
-    drawn = token_distributions(logits, SAMPLING, None, rows).ids
+    drawn = token_distributions(logits, SamplingSettings(temperature=0.7, same_text=True), None, rows).ids
 
-    probs = (logits.double() / SAMPLING.temperature).softmax(dim=-1)
+    probs = (logits.double() / 0.7).softmax(dim=-1)
     assert drawn.tolist() == (probs / torch.stack(rows)[:, :width]).argmax(dim=-1).tolist()
 
 
