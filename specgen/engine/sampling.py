@@ -98,10 +98,10 @@ def _drawn_with(noise: Sequence[Tensor], probs: Tensor) -> Tensor:
         rows = torch.stack([row[:width] for row in noise])
         return likeliest(probs / moved(rows, probs.device))[1]
     # Row by row in the same memory: new memory for all rows of 150,000 tokens took 2 to 8 ms, mostly in the system. MPS
-    # has no float64, so the division is done where the noise is.
+    # has no float64, and a draft on the CPU may have a target on another device, whose noise is there.
     ratios = torch.empty(1, width, dtype=torch.float64)
     ids = [
-        int(likeliest(torch.div(row, one[:width], out=ratios[0])[None])[1])
+        int(likeliest(torch.div(row, moved(one[:width], ratios.device), out=ratios[0])[None])[1])
         for row, one in zip(probs.cpu(), noise, strict=True)
     ]
     return torch.tensor(ids, dtype=torch.int64, device=probs.device)

@@ -20,8 +20,10 @@ from transformers import (
 
 from specgen.core.settings import SamplingSettings
 from specgen.engine import sampling
+from specgen.engine.randomness import PositionNoise
 from specgen.engine.sampling import BLOCK_COLUMNS, largest, largest_probability, likeliest, token_distributions
 from specgen.engine.seen_tokens import SeenTokens
+from tests.fake_cuda import fake_cuda
 from tests.fakes import CPU
 
 
@@ -70,6 +72,18 @@ def test_temperature_zero_is_a_point_mass() -> None:
 
     assert rows.probs is None
     assert rows.ids.tolist() == [1]
+
+
+def test_a_draft_on_the_cpu_draws_with_the_noise_of_a_target_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch):
+        logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
+        noise = PositionNoise(3, 14, torch.device("cuda")).rows(7, 3)
+        values = torch.stack([row.cpu() for row in noise])[:, :12]
+
+        ids = token_distributions(logits, SamplingSettings(temperature=1), None, noise).ids
+
+        assert ids.device == CPU
+        assert ids.tolist() == (logits.softmax(-1) / values).argmax(-1).tolist()
 
 
 @pytest.mark.fault("F10")
