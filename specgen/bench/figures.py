@@ -11,7 +11,7 @@ from typing import Literal
 from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
-from specgen.runtime.confidence import Interval, PairedTimes, speedup_interval
+from specgen.runtime.intervals import Interval, PairedTimes, speedup_interval
 
 TextVerdict = Literal["same", "near-tie", "different"]
 

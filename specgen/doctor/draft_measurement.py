@@ -15,8 +15,8 @@ from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSetting
 from specgen.doctor.draft_candidates import DraftCandidate, as_draft
 from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.runtime import learned_costs
-from specgen.runtime.confidence import ratio_interval
 from specgen.runtime.generation import Generation, Request
+from specgen.runtime.intervals import ratio_interval
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import Pair
 from specgen.runtime.pass_costs import measure_pass_costs

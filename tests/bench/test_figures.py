@@ -9,7 +9,7 @@ from scipy import stats
 
 from specgen.bench.figures import figures_by_setting
 from specgen.core.cost_model import break_even_alpha, expected_speedup
-from specgen.runtime.confidence import ratio_interval
+from specgen.runtime.intervals import ratio_interval
 from tests.bench.reports import LABEL, report
 
 

@@ -17,7 +17,7 @@ from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
 from specgen.doctor.results import MemoryPlan, ModelPlan
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.resolved_model import GgufFile
-from specgen.runtime.confidence import ratio_interval
+from specgen.runtime.intervals import ratio_interval
 from specgen.runtime.pair import resolve_pair
 from tests.loading.builders import make_gguf
 from tests.toys import save_toy

@@ -9,7 +9,7 @@ import numpy
 import pytest
 from scipy import stats
 
-from specgen.runtime.confidence import PairedTimes, ratio_interval, speedup_interval
+from specgen.runtime.intervals import PairedTimes, ratio_interval, speedup_interval
 
 
 def test_an_interval_contains_the_geometric_mean() -> None:
