@@ -14,22 +14,8 @@ declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
 declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)
 declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)
 """
-
-
-def quantize_row(name: str, stores: str) -> str:
-    """Returns a function that rounds a row to int8.
-
-    Its arguments are the addresses of the row, of its result, its scale and its excess; then those of
-    `RoundingKernels.quantize` from the number of columns on, and `%stride` for the stores.
-
-    Without their signs, float32 are in the order of their bits, and what is not a number is the largest.
-
-    Args:
-        name: Of the function.
-        stores: Stores the values of 16 inputs from `%j` on, `%flipped`, at `%out`.
-    """
-    return f"""
-define internal void @{name}(ptr %in, ptr %out, ptr %scale_at, ptr %excess_at, {_NUMBERS}, i64 %stride) {{
+_QUANTIZE_ROW = f"""
+define internal void @quantize_row(ptr %in, ptr %out, ptr %scale_at, ptr %excess_at, {_NUMBERS}) {{
 entry:
   %most = uitofp i64 %num_steps to float
   %greater_bits = trunc i64 %greater to i32
@@ -77,7 +63,8 @@ round:
   %sum_next = add <16 x i32> %sum, %integers
   %bytes = trunc <16 x i32> %integers to <16 x i8>
   %flipped = xor <16 x i8> %bytes, %flips
-{stores}
+  %to = getelementptr i8, ptr %out, i64 %j
+  store <16 x i8> %flipped, ptr %to, align 1
   %j_next = add i64 %j, 16
   %round_more = icmp ult i64 %j_next, %size
   br i1 %round_more, label %round, label %exit
@@ -89,12 +76,14 @@ exit:
   ret void
 }}
 """
+"""Rounds a row to int8. Its arguments are the addresses of the row, of its result, its scale and its excess; then those
+of `RoundingKernels.quantize` from the number of columns on.
 
-
-_STORE = "  %to = getelementptr i8, ptr %out, i64 %j\n  store <16 x i8> %flipped, ptr %to, align 1"
+Without their signs, float32 are in the order of their bits, and what is not a number is the largest.
+"""
 QUANTIZE = f"""
 {_DECLARATIONS}
-{quantize_row("quantize_row", _STORE)}
+{_QUANTIZE_ROW}
 define void @quantize(ptr %rows, ptr %values, ptr %scales, ptr %excesses, i64 %num_rows, {_NUMBERS}) {{
 entry:
   br label %row
@@ -105,7 +94,7 @@ row:
   %out = getelementptr i8, ptr %values, i64 %offset
   %scale_at = getelementptr float, ptr %scales, i64 %r
   %excess_at = getelementptr i32, ptr %excesses, i64 %r
-  call void @quantize_row(ptr %in, ptr %out, ptr %scale_at, ptr %excess_at, {_NUMBERS}, i64 0)
+  call void @quantize_row(ptr %in, ptr %out, ptr %scale_at, ptr %excess_at, {_NUMBERS})
   %r_next = add i64 %r, 1
   %row_more = icmp ult i64 %r_next, %num_rows
   br i1 %row_more, label %row, label %exit
