@@ -69,7 +69,7 @@ def test_a_pipe_gets_only_the_table(bench: Cli) -> None:
     lines = ended.out.decode().splitlines()
     assert lines[0].startswith("target target none float32 cpu")
     assert any(line.startswith("(target alone)") for line in lines)
-    assert any(line.startswith(("recommended: ", "do not speculate")) for line in lines)
+    assert "-d " in lines[len(lines) - lines[::-1].index("")], "the last paragraph is the advice"
     assert max(map(len, lines)) <= 120
 
 
@@ -177,7 +177,7 @@ def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch:
 
     assert ended.code == 6
     assert "DIFFERENT@" in ended.out.decode()
-    assert "differs from the target's own text in 2 of 2 prompts" in ended.err
+    assert ["--check" in ended.err, "2 of 2" in ended.err] == [True, True]
 
 
 def test_a_pipe_gets_one_document_at_the_end(bench: Cli, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_weights_of_few_outputs_run_on_vectors() -> None:
     assert not of_half.packs_columns
     on_amx = compiled_int8(True)
     assert on_amx is not None
-    with pytest.raises(ValueError, match="32 outputs at once, the weight has 31"):
+    with pytest.raises(ValueError, match=rf"\b{AMX_OUTPUTS}\b.*\b31\b"):
         Int8Weight(torch.ones(31, 64), None, on_amx)
 
 
@@ -339,5 +339,5 @@ def test_no_byte_behind_the_scratch_memory_is_written(monkeypatch: pytest.Monkey
 
 
 def test_amx_comes_with_wide_vectors() -> None:
-    with pytest.raises(ValueError, match="AMX comes with vectors of 64 bytes"):
+    with pytest.raises(ValueError, match=r"AMX.*64.*32"):
         nf4_tiles(CpuVectors(32), on_amx=True)

@@ -99,7 +99,7 @@ def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
 
 @needs_kernel
 def test_rows_of_another_size_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected float32 rows of 512"):
+    with pytest.raises(TypeError, match=r"float32\D*512\b"):
         weights()[0].multiply(torch.ones(1, 256), Prologue(SILU))
 
 

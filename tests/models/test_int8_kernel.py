@@ -206,7 +206,7 @@ def test_a_machine_that_lacks_something_has_no_kernel(
 def test_code_that_may_not_run_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_code, "_is_executable", lambda _: False)
 
-    with pytest.raises(RuntimeError, match="no new code"):
+    with pytest.raises(RuntimeError, match="memory"):
         compile_kernels.__wrapped__(int8_tiles, CpuVectors(32, has_vnni=False))
 
 
@@ -226,7 +226,7 @@ def test_memory_of_values_is_not_executable() -> None:
     ],
 )
 def test_other_inputs_are_refused(rows: Tensor) -> None:
-    with pytest.raises(TypeError, match="expected float32 rows of 64"):
+    with pytest.raises(TypeError, match=r"float32\D*64\b"):
         kernel_weight(torch.ones(4, 64)).multiply(rows)
 
 

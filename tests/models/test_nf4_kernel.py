@@ -223,7 +223,7 @@ def test_layers_without_whole_blocks_are_packed_in_int8() -> None:
 @needs_kernel
 @pytest.mark.parametrize("rows", [torch.ones(1, 64, dtype=torch.float64), torch.ones(1, 128)])
 def test_other_inputs_are_refused(rows: Tensor) -> None:
-    with pytest.raises(TypeError, match="expected float32 rows of 64"):
+    with pytest.raises(TypeError, match=r"float32\D*64\b"):
         kernel_weight(torch.ones(4, 64)).multiply(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 import pytest
@@ -57,8 +58,7 @@ def test_an_unknown_command_suggests_the_closest_one(text: str, suggestion: str 
     with pytest.raises(SettingsError) as caught:
         parse_line(text)
 
-    assert (f"did you mean {suggestion}?" if suggestion else "/help lists") in str(caught.value.hint)
-    assert (suggestion is None) == ("did you mean" not in str(caught.value.hint))
+    assert set(re.findall(r"/\w+", str(caught.value.hint))) == {"/help", suggestion or "/help"}
 
 
 @pytest.mark.thorough

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,12 @@ def segmented_model(model: Any, num_layers: tuple[int, ...], vocab_size: int = 9
 def whole_model(model: Any, vocab_size: int = 96) -> StaticModel:
     """Returns recorded passes of a transformers model's own forward."""
     return StaticModel(WholePass(model), vocab_size, TraceRecorder())
+
+
+def distance_in(reason: str | None) -> float | None:
+    """Returns the distance of logits in the reason why passes are not recorded; None if it has none."""
+    found = re.search(r"\d\.\de[+-]\d\d", reason or "")
+    return None if found is None else float(found[0])
 
 
 def traces_of(model: StaticModel) -> list[Any]:

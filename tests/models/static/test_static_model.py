@@ -49,7 +49,7 @@ from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
 from tests.engine.distributions import distributions_made_once
 from tests.fakes import GREEDY, assert_close, ids_of, oracle, rounds_of, run_events, sampler, tiny_model
-from tests.models.static.builders import UntilUnsure, host_reads, static_model, traces_of, whole_model
+from tests.models.static.builders import UntilUnsure, distance_in, host_reads, static_model, traces_of, whole_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.test_decoder import DIFFERENT, FAMILIES, build
 from tests.profiles import num_examples, thorough_except
@@ -595,7 +595,7 @@ def test_passes_that_differ_are_not_admitted(monkeypatch: pytest.MonkeyPatch) ->
     found = recorded(model, TraceRecorder())
 
     assert found.model is model
-    assert "differ from plain ones" in str(found.reason)
+    assert 1 < (distance_in(found.reason) or 0) < 2
 
 
 def swapped(num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -614,8 +614,8 @@ def test_another_token_is_admitted_at_a_near_tie_only(num_steps: int, is_near_ti
 
     assert relative_distance(other, own) < rounding.tolerance if num_steps < 41 else True
     found = difference(other, own, Rounding(torch.bfloat16, 32))
-    assert ("choose another token" in str(found)) == (not is_near_tie)
     assert (found is None) == is_near_tie
+    assert is_near_tie or f"{num_steps / 16:.1e}" in str(found)
 
 
 @pytest.mark.parametrize(("num_steps", "is_admitted"), [(5, False), (4, True)])
@@ -637,7 +637,7 @@ def test_a_model_that_chooses_another_token_is_not_admitted(
     found = recorded(model, TraceRecorder())
 
     assert isinstance(found.model, StaticModel) == is_admitted
-    assert ("choose another token" in str(found.reason)) == (not is_admitted)
+    assert is_admitted or f"{num_steps / 16:.1e}" in str(found.reason)
 
 
 def test_what_rounding_explains_follows_from_the_types_epsilon_and_the_depth() -> None:
@@ -654,7 +654,9 @@ def test_passes_that_fail_are_not_admitted() -> None:
     static = static_model(model_of("llama"))
     static._inputs.offsets = torch.arange(3)  # too few for a pass over five rows
 
-    assert "recording failed" in str(admission_failure(static, decoder_model(model_of("llama"), 96)))
+    reason = admission_failure(static, decoder_model(model_of("llama"), 96))
+    assert reason
+    assert distance_in(reason) is None, "nothing was compared"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -820,7 +822,7 @@ def test_admission_of_passes_without_memory_keeps_the_plain_ones(monkeypatch: py
     found = recorded(model, TraceRecorder())
 
     assert found.model is model
-    assert "too little memory" in str(found.reason)
+    assert ["memory" in str(found.reason), "CUDA" in str(found.reason)] == [True, False]
 
 
 def test_warm_up_is_not_timed_as_plain_decoding() -> None:
