@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import get_args
 
@@ -165,7 +166,7 @@ def test_a_terminal_shows_the_bar_of_a_distillation_and_its_cursor_returns() -> 
         bar._progress.refresh()  # type: ignore[union-attr]
 
     shown = out.getvalue()
-    assert "training" in shown
+    assert re.search(r"training[^\r\n]*loss 2\.000", shown)
     assert "loss 2.000  α 0.50" in shown
     assert shown.rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in shown
 
