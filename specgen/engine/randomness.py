@@ -67,11 +67,11 @@ class PositionNoise:
         self._generator = torch.Generator(device="cpu" if on_cpu else device)
         self._rows: dict[int, Tensor] = {}
 
-    def rows(self, first: int, count: int) -> list[Tensor]:
-        """Returns noise at positions `first` to `first + count - 1`: float64 `[vocab_size]` each, above 0."""
+    def rows(self, first: int, count: int) -> Tensor:
+        """Returns noise at positions `first` to `first + count - 1`: float64 `[count, vocab_size]`, above 0."""
         # The draft needs the rows of a round one by one before the target needs all of them.
         self._rows = {at: row for at, row in self._rows.items() if at >= first - MAX_DRAFT_TOKENS}
-        return [self._row(position) for position in range(first, first + count)]
+        return torch.stack([self._row(position) for position in range(first, first + count)])
 
     def _row(self, position: int) -> Tensor:
         row = self._rows.get(position)

@@ -5,7 +5,6 @@ Target and draft use the same function, so both apply the same processors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +63,7 @@ class TokenDistributions:
 
 
 def token_distributions(
-    logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Sequence[Tensor] | None = None
+    logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Tensor | None = None
 ) -> TokenDistributions:
     """Turns logits into distributions.
 
@@ -73,7 +72,7 @@ def token_distributions(
         settings: Processors, in transformers' order: penalty, temperature, top-k, top-p, min-p.
         seen: `[rows, vocab]` bool, tokens already in the text of each row, see `SeenTokens`; needed for the
             repetition penalty.
-        noise: Of each row `[vocab or more]`, see `PositionNoise`: draw a token from each distribution with it.
+        noise: `[rows, vocab or more]`, see `PositionNoise`: draw a token from each distribution with it.
     """
     logits = penalize(logits, settings.repetition_penalty, seen)
     top_logits, top_ids = likeliest(logits)
@@ -87,24 +86,11 @@ def token_distributions(
     scores = _keep_min_p(scores, settings.min_p)
     probs = scores.softmax(dim=-1)
     if noise is not None:
-        return TokenDistributions(_drawn_with(noise, probs), None, is_finite)
+        noise = noise[:, : probs.shape[-1]]
+        # MPS has no float64, so the division is done where the noise is.
+        ratios = probs.cpu() / noise if probs.device.type == "mps" else probs / moved(noise, probs.device)
+        return TokenDistributions(likeliest(ratios)[1].to(probs.device), None, is_finite)
     return TokenDistributions(top_ids, probs, is_finite)
-
-
-def _drawn_with(noise: Sequence[Tensor], probs: Tensor) -> Tensor:
-    """Returns the token with the largest ratio of each row of `[rows, vocab]` to its noise, `[rows]`."""
-    width = probs.shape[-1]
-    if probs.device.type not in ("cpu", "mps"):
-        rows = torch.stack([row[:width] for row in noise])
-        return likeliest(probs / moved(rows, probs.device))[1]
-    # Row by row in the same memory: new memory for all rows of 150,000 tokens took 2 to 8 ms, mostly in the system. MPS
-    # has no float64, and a draft on the CPU may have a target on another device, whose noise is there.
-    ratios = torch.empty(1, width, dtype=torch.float64)
-    ids = [
-        int(likeliest(torch.div(row, moved(one[:width], ratios.device), out=ratios[0])[None])[1])
-        for row, one in zip(probs.cpu(), noise, strict=True)
-    ]
-    return torch.tensor(ids, dtype=torch.int64, device=probs.device)
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

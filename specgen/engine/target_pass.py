@@ -154,13 +154,13 @@ class TargetPass:
         return token_distributions(logits, settings, seen, rows)
 
 
-def noise_rows(noise: PositionNoise, length: int, draft: Draft) -> list[torch.Tensor]:
-    """Returns the noise at each position of a draft after `length` tokens, `[vocab_size]` each."""
+def noise_rows(noise: PositionNoise, length: int, draft: Draft) -> torch.Tensor:
+    """Returns the noise at each position of a draft after `length` tokens, `[drafted + 1, vocab_size]`."""
     if draft.parents is None:
         return noise.rows(length, draft.ids.shape[0] + 1)
     depths = [0, *(depth + 1 for depth in depths_of(draft.parents))]
     rows = noise.rows(length, max(depths) + 1)
-    return [rows[depth] for depth in depths]
+    return rows.index_select(0, ids_on(rows.device, depths))
 
 
 def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:

@@ -78,7 +78,7 @@ def test_a_draft_on_the_cpu_draws_with_the_noise_of_a_target_on_another_device(m
     with fake_cuda(monkeypatch):
         logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
         noise = PositionNoise(3, 14, torch.device("cuda")).rows(7, 3)
-        values = torch.stack([row.cpu() for row in noise])[:, :12]
+        values = noise.cpu()[:, :12]
 
         ids = token_distributions(logits, SamplingSettings(temperature=1), None, noise).ids
 

@@ -170,9 +170,9 @@ class ModelDrafter:
         """Computes the distribution of the token after `length` tokens and `draft_ids`, over the model's own logits."""
         settings, noise = self._sampler.settings, self._sampler.noise
         seen = None if self._seen is None else self._seen.row(draft_ids)
+        row = None if noise is None else noise.rows(length + draft_ids.shape[0], 1)
         width = logits.shape[1]
-        row = None if noise is None else self._own_columns(noise.rows(length + draft_ids.shape[0], 1)[0][None], width)
-        return token_distributions(logits, settings, self._own_columns(seen, width), row if row is None else [row[0]])
+        return token_distributions(logits, settings, self._own_columns(seen, width), self._own_columns(row, width))
 
     def _own_columns(self, rows: Tensor | None, width: int) -> Tensor | None:
         """Selects from `[n, vocab]` the columns of logits of this width."""

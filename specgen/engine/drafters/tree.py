@@ -242,7 +242,7 @@ class TreeDrafter(ModelDrafter):
         if noise is None:
             return probs, None if settings.is_greedy else probs
         # The target draws with the same noise, so its token is likely to be one with a large ratio here.
-        row = self._own_columns(noise.rows(len(growth.ids) + len(path), 1)[0][None], width)
+        row = self._own_columns(noise.rows(len(growth.ids) + len(path), 1), width)
         assert row is not None
         ratios = probs / row[0].to(probs.device)
         return ratios / ratios.sum(), None
