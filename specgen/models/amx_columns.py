@@ -147,15 +147,15 @@ exit:
 
 def _split(half: int) -> list[str]:
     """Returns what splits half a line's inputs of a row into two terms and stores these."""
-    h, at = half, f"i64 {LINE_BYTES // 2 * half}"
+    at = f"i64 {LINE_BYTES // 2 * half}"
     return [
-        *load(f"inputs{h}", FLOATS, "from", "float", str(AMX_LINES * h)),
-        f"  %high{h} = fptrunc {FLOATS} %inputs{h} to {_NARROW}",
-        f"  %high_wide{h} = fpext {_NARROW} %high{h} to {FLOATS}",
-        f"  %rest{h} = fsub {FLOATS} %inputs{h}, %high_wide{h}",
-        f"  %low{h} = fptrunc {FLOATS} %rest{h} to {_NARROW}",
-        f"  %high_at{h} = getelementptr i8, ptr %first_at, {at}",
-        f"  store {_NARROW} %high{h}, ptr %high_at{h}, align 32",
-        f"  %low_at{h} = getelementptr i8, ptr %second_at, {at}",
-        f"  store {_NARROW} %low{h}, ptr %low_at{h}, align 32",
+        *load(f"inputs{half}", FLOATS, "from", "float", str(AMX_LINES * half)),
+        f"  %high{half} = fptrunc {FLOATS} %inputs{half} to {_NARROW}",
+        f"  %high_wide{half} = fpext {_NARROW} %high{half} to {FLOATS}",
+        f"  %rest{half} = fsub {FLOATS} %inputs{half}, %high_wide{half}",
+        f"  %low{half} = fptrunc {FLOATS} %rest{half} to {_NARROW}",
+        f"  %high_at{half} = getelementptr i8, ptr %first_at, {at}",
+        f"  store {_NARROW} %high{half}, ptr %high_at{half}, align 32",
+        f"  %low_at{half} = getelementptr i8, ptr %second_at, {at}",
+        f"  store {_NARROW} %low{half}, ptr %low_at{half}, align 32",
     ]

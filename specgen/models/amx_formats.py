@@ -9,7 +9,9 @@ from specgen.models.job_code import Job
 from specgen.models.vector_code import ARGUMENTS, FLOATS, load, load_arguments, spread
 
 INT8_COLUMNS = Job("multiply_columns", pack_row="pack_row", pack_inputs="pack_columns")
+"""What threads do for int8 weights: they round each row, and then pack the columns."""
 BFLOAT16_COLUMNS = Job("multiply_columns", pack_inputs="pack_columns")
+"""What threads do for bfloat16 weights."""
 _INTEGERS = f"<{AMX_LINES} x i32>"
 
 
@@ -38,12 +40,8 @@ def bfloat16_amx() -> AmxFormat:
     numbers count as 0.
     """
     finish_row = _finish_row((), [f"  %total = bitcast {_INTEGERS} %sums to {FLOATS}"])
-    return AmxFormat(
-        "llvm.x86.tdpbf16ps",
-        value_bytes=2,
-        num_terms=2,
-        text="\n".join([transpose_code(), bfloat16_columns(), finish_row]),
-    )
+    text = "\n".join([transpose_code(), bfloat16_columns(), finish_row])
+    return AmxFormat("llvm.x86.tdpbf16ps", value_bytes=2, num_terms=2, text=text)
 
 
 def _finish_row(names: tuple[str, ...], lines: list[str]) -> str:

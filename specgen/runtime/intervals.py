@@ -67,7 +67,7 @@ def speedup_interval(pairs: Sequence[PairedTimes]) -> Interval | None:
     these differ by more, as on a machine that changes between repeats, their variance is used.
 
     Args:
-        pairs: The same number for each prompt. With fewer than two repeats there is no interval.
+        pairs: Each prompt has as many as the others. Fewer than two repeats give no interval.
     """
     num_repeats = len({pair.repeat for pair in pairs})
     if num_repeats < 2:

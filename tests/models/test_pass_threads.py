@@ -63,6 +63,15 @@ def planted(num_cores: int) -> tuple[Machine, PassThreads]:
     return machine, PassThreads(lambda: machine.now, lambda: machine.used)
 
 
+def numbers_next_to(num_busy: int, seconds: float) -> list[int]:
+    """Returns the threads of each pass in 100 seconds on two cores, after some seconds next to busy programs."""
+    with threads(2):
+        machine, chosen = planted(2)
+        machine.num_busy = num_busy
+        machine.passes_until(chosen, seconds)
+        return machine.passes_until(chosen, 100)
+
+
 @pytest.fixture(params=[2, 8])
 def num_cores(request: pytest.FixtureRequest) -> Iterator[int]:
     with threads(request.param):
@@ -188,12 +197,7 @@ def test_all_threads_run_soon_after_other_programs_end(num_cores: int) -> None:
 
 
 def test_where_no_thread_lacks_its_core_all_threads_are_tried_rarely() -> None:
-    with threads(2):
-        machine, chosen = planted(2)
-        machine.num_busy = 1
-        machine.passes_until(chosen, 5)
-
-        later = machine.passes_until(chosen, 100)
+    later = numbers_next_to(1, 5)
 
     assert 5 <= later.count(2) <= 110 * 0.1 / (STEPS * SLICE)
     assert (2, 2) not in pairwise(later)  # one pass shows how slow it is
@@ -211,14 +215,7 @@ def test_trials_that_gain_nothing_become_rare(num_cores: int) -> None:
 
 
 def test_no_trial_is_made_while_a_thread_lacks_its_core() -> None:
-    with threads(2):
-        machine, chosen = planted(2)
-        machine.num_busy = 2
-        machine.passes_until(chosen, 2)
-
-        later = machine.passes_until(chosen, 100)
-
-    assert set(later) == {1}
+    assert set(numbers_next_to(2, 2)) == {1}
 
 
 def test_another_setting_of_torch_starts_again() -> None:

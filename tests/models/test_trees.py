@@ -25,7 +25,7 @@ from tests.models.test_formats import int8_linear, needs_kernels
 KINDS = ["llama", "qwen2", "mistral"]
 """Those of `tiny_model`; all families are in `FAMILIES`."""
 FAST_FAMILIES = pytest.mark.fast("llama-?", "mistral-window-*", "gemma3-*", "smollm3-*")
-"""Plain attention, a window, both in turn, layers without rotation. What else differs is no matter of trees."""
+"""Plain attention, a window, both in turn, layers without rotation. Other differences do not concern trees."""
 TEXT = [1, 17, 40, 17, 40, 9, 88, 3, 5, 61, 30, 2, 7]
 Tree = tuple[list[int], list[int]]
 
