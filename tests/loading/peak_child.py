@@ -8,7 +8,6 @@ The peak of a forked process starts at what it has in memory then.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -20,17 +19,12 @@ from specgen.loading.placement import Placement
 from specgen.models.formats import Int8Linear
 from specgen.models.packing import packed_linear
 from specgen.models.quantized import quantized_linear
-
-
-def peak() -> int:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+)", status)
-    assert found is not None
-    return 1024 * int(found[1])
+from tests.loading.peak import peak_bytes, return_freed_memory
 
 
 def main() -> None:
     folder, (dtype, quant, packed) = Path(sys.argv[1]), sys.argv[2:]
+    return_freed_memory()
     torch.set_num_threads(4)
     with torch.inference_mode():  # what the libraries take when they run first
         torch.randn(512, 512) @ torch.randn(512, 512)
@@ -39,11 +33,11 @@ def main() -> None:
         if packed == "int8":
             packed_linear(torch.ones(64, 64), Int8Linear)
     config = check_folder(folder)
-    before = peak()
+    before = peak_bytes()
     decoder, _ = load_decoder(
         folder, config.weight_files, config.decoder, Placement("cpu", False, dtype, quant, (), packed or None)
     )
-    print(json.dumps([peak() - before, weight_bytes(decoder)]))
+    print(json.dumps([peak_bytes() - before, weight_bytes(decoder)]))
 
 
 if __name__ == "__main__":
