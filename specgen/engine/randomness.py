@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
+
+BLOCK_TOKENS = 64
+"""Tokens of a block in `drawn`."""
+MIN_BLOCKS = 256
+"""Distributions over fewer blocks are summed token by token."""
 
 
 class Randomness(Protocol):
@@ -81,7 +87,12 @@ class PositionNoise:
             # In float32 one value in 2^24 is 0 and would always win: with 150,000 tokens that is an arbitrary token at
             # one position in a hundred.
             row = torch.empty(self._vocab_size, dtype=torch.float64, device=generator.device)
-            row.exponential_(generator=generator).clamp_(min=torch.finfo(torch.float64).tiny)
+            if row.device.type == "cpu":
+                # What torch's exponential_ computes there, one value after another and three times as slowly.
+                row.uniform_(generator=generator).neg_().log1p_().neg_()
+            else:
+                row.exponential_(generator=generator)
+            row.clamp_(min=torch.finfo(torch.float64).tiny)
             self._rows[position] = row
         return row
 
@@ -100,7 +111,23 @@ def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
     construction. The minimum with the last possible id guards against rounding of the product at the upper end.
     """
     dtype = torch.float32 if probs.device.type == "mps" else uniform.dtype
+    if probs.device.type == "cpu" and probs.shape[0] >= MIN_BLOCKS * BLOCK_TOKENS:
+        return torch.tensor(_drawn_by_blocks(float(uniform), probs))
     cumulative = probs.cumsum(dim=0, dtype=dtype)
     share = uniform.to(dtype).to(probs.device) * cumulative[-1]
     last_possible = torch.searchsorted(cumulative, cumulative[-1:], right=False)
     return torch.minimum(torch.searchsorted(cumulative, share, right=True), last_possible).squeeze(0)
+
+
+def _drawn_by_blocks(uniform: float, probs: Tensor) -> int:
+    """Computes `drawn` in host memory: first the block of the token, then the token in it."""
+    first_rest = probs.shape[0] // BLOCK_TOKENS * BLOCK_TOKENS
+    blocks = probs[:first_rest].view(-1, BLOCK_TOKENS).sum(dim=1, dtype=torch.float64).numpy()
+    values = probs.numpy()
+    ends = np.append(blocks, values[first_rest:].sum(dtype=np.float64)).cumsum()
+    share = uniform * ends[-1]
+    block = min(ends.searchsorted(share, "right"), ends.searchsorted(ends[-1]))
+    first = block * BLOCK_TOKENS
+    before = ends[block - 1] if block else 0.0
+    inside = before + values[first : first + BLOCK_TOKENS].cumsum(dtype=np.float64)
+    return int(first + min(inside.searchsorted(share, "right"), inside.searchsorted(inside[-1])))

@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 
-from specgen.core.draft_tree import ROOT, DraftTree, depths_of
+from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.errors import DraftError, NumericalError
 from specgen.core.settings import Verification
 from specgen.engine.clock import Stopwatch
 from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyVerifier, RecordingModel, TargetModel, TreeTarget
-from specgen.engine.forbidden_tokens import ForbiddenTokens
 from specgen.engine.inference_mode import in_inference_mode
-from specgen.engine.randomness import PositionNoise, Randomness
-from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host, token_distributions
-from specgen.engine.seen_tokens import seen_tokens
-from specgen.engine.transfer import ids_on, moved
+from specgen.engine.randomness import Randomness
+from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host
+from specgen.engine.target_distributions import TargetDistributions, chain_parents
+from specgen.engine.transfer import ids_on, is_on_host, moved
 from specgen.engine.tree_verification import matching_path, verify_tree
-from specgen.engine.verification import Draft, verify
+from specgen.engine.verification import Draft, verify, verify_block_by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +58,11 @@ class TargetPass:
         self, target: TargetModel, sampler: Sampler, rule: Verification, stopwatch: Stopwatch, num_prompt: int
     ) -> None:
         self._target, self._sampler, self._rule, self._stopwatch = target, sampler, rule, stopwatch
-        settings = sampler.settings
-        rules = sampler.rules
-        self._forbidden = ForbiddenTokens(rules, num_prompt) if rules.has_effect else None
-        self._is_argmax = settings.is_greedy and settings.repetition_penalty == 1.0 and self._forbidden is None
+        self._distributions = TargetDistributions(sampler, num_prompt, target.vocab_size, target.device)
+        self._is_argmax = self._distributions.is_argmax
+        self._draws = not sampler.settings.is_greedy and sampler.noise is None
         self._on_device = target if self._is_argmax and isinstance(target, GreedyVerifier) else None
         self._recording = target if isinstance(target, RecordingModel) else None
-        self._seen = seen_tokens(settings, target.vocab_size, target.device)
 
     @in_inference_mode
     def verify(self, ids: list[int], draft: Draft) -> Verified:
@@ -107,8 +104,13 @@ class TargetPass:
             is_finite = all(map(isfinite, top[0]))
             tree = DraftTree(tuple(draft.ids.tolist()), parents)
             path, target_id = matching_path(tree, top[1])
+        elif is_on_host(logits):
+            tree = DraftTree(tuple(draft.ids.tolist()), parents)
+            rows = self._distributions.on_demand(logits, ids, draft)
+            path, target_id = verify_tree(rows, draft, tree, self._sampler.randomness)
+            is_finite = rows.is_finite
         else:
-            distributions = self._distributions(logits, ids, draft)
+            distributions = self._distributions.of_all(logits, ids, draft)
             read = torch.cat([distributions.is_finite.long().view(1), draft.ids, distributions.ids])
             is_finite, *numbers = read.tolist()
             tree = DraftTree(tuple(numbers[: len(parents)]), parents)
@@ -138,29 +140,17 @@ class TargetPass:
         if top is not None:
             return verify_greedy(*top, draft)
         draft = _on_device(draft, logits.device)
-        return verify_on_device(self._distributions(logits, ids, draft), draft, self._sampler.randomness, self._rule)
-
-    @in_inference_mode
-    def _distributions(self, logits: torch.Tensor, ids: list[int], draft: Draft) -> TokenDistributions:
-        """Computes the target's distributions at each position of a draft after `ids`."""
-        settings, noise, parents = self._sampler.settings, self._sampler.noise, draft.parents
-        seen = None
-        if self._forbidden is not None:
-            logits = self._forbidden.remove(logits, ids, draft.ids.tolist(), parents)
-        if self._seen is not None:
-            self._seen.update(ids)
-            seen = self._seen.rows(draft.ids) if parents is None else self._seen.tree_rows(draft.ids, parents)
-        rows = None if noise is None else noise_rows(noise, len(ids), draft)
-        return token_distributions(logits, settings, seen, rows)
-
-
-def noise_rows(noise: PositionNoise, length: int, draft: Draft) -> torch.Tensor:
-    """Returns the noise at each position of a draft after `length` tokens, `[drafted + 1, vocab_size]`."""
-    if draft.parents is None:
-        return noise.rows(length, draft.ids.shape[0] + 1)
-    depths = [0, *(depth + 1 for depth in depths_of(draft.parents))]
-    rows = noise.rows(length, max(depths) + 1)
-    return rows.index_select(0, ids_on(rows.device, depths))
+        randomness = self._sampler.randomness
+        if not is_on_host(logits) or draft.is_finite is not None:
+            return verify_on_device(self._distributions.of_all(logits, ids, draft), draft, randomness, self._rule)
+        rows, draft_ids = self._distributions.on_demand(logits, ids, draft), draft.ids.tolist()
+        if self._rule == "block" and draft.probs is not None and self._draws:
+            num_accepted, target_id = verify_block_by_rows(rows, draft, randomness)
+        else:
+            chain = DraftTree(tuple(draft_ids), chain_parents(len(draft_ids)))
+            path, target_id = verify_tree(rows, draft, chain, randomness)
+            num_accepted = len(path)
+        return [num_accepted, target_id, rows.is_finite, *draft_ids]
 
 
 def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:

@@ -14,6 +14,11 @@ from torch import Tensor
 from specgen.engine.inference_mode import in_inference_mode
 
 
+def is_on_host(tensor: Tensor) -> bool:
+    """Returns whether reading a tensor waits for nothing."""
+    return tensor.device.type == "cpu"
+
+
 def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
     """Copies ids to a device, `[n]`."""
     is_cuda = device.type == "cuda"

@@ -7,23 +7,21 @@ from torch import Tensor
 
 from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.engine.randomness import Randomness
-from specgen.engine.sampling import TokenDistributions
-from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
+from specgen.engine.verification import Draft, Rows, acceptance_probabilities, residual_distribution
 
 
-def verify_tree(
-    target: TokenDistributions, draft: Draft, tree: DraftTree, randomness: Randomness
-) -> tuple[list[int], int]:
+def verify_tree(target: Rows, draft: Draft, tree: DraftTree, randomness: Randomness) -> tuple[list[int], int]:
     """Keeps a path of the draft that the target accepts, and adds one token of the target's own.
 
     Tokens with the same parent are tried in their order, each against what the rejected ones before it left of the
     target's distribution. The text has exactly the target's distribution if each token was drawn from its row of
     `draft.probs`, and if nothing but earlier draws decided which tokens were drawn.
     Source: Miao et al. 2024 (SpecInfer, arXiv:2305.09781), Algorithm 2; Chen et al. 2024 (Sequoia, arXiv:2402.12374)
-    for draws without replacement, where the row of a token has no mass at those before it.
+    for draws without replacement, where the row of a token has no mass at those before it. On a chain it is
+    Algorithm 1 of Leviathan et al. 2023 (arXiv:2211.17192).
 
     Args:
-        target: Distributions `[drafted + 1]`: row 0 after the text, row i + 1 after token i.
+        target: Only the rows along the path are asked for, each once.
         draft: Its tokens, on the target's device.
         tree: The draft's tokens and parents.
         randomness: Used for a sampling target only.
@@ -31,15 +29,18 @@ def verify_tree(
     Returns:
         Indices of the kept tokens, and the target's token after them.
     """
-    if target.probs is None:
-        return matching_path(tree, target.ids.tolist())
     path: list[int] = []
     index = ROOT
     while True:
-        probs = target.probs[index + 1]
-        accepted, probs = _accepted_child(probs, draft, tree.children(index), randomness)
+        row = target.row(index + 1)
+        if row.probs is None:
+            own = int(row.ids)
+            accepted = tree.child(index, own)
+        else:
+            accepted, rest = _accepted_child(row.probs[0], draft, tree.children(index), randomness)
+            own = int(randomness.draw(rest)) if accepted is None else tree.ids[accepted]
         if accepted is None:
-            return path, int(randomness.draw(probs))
+            return path, own
         path.append(accepted)
         index = accepted
 
@@ -68,6 +69,12 @@ def _accepted_child(
         row = None if draft.probs is None else draft.probs[child : child + 1]
         if bool(randomness.accept(acceptance_probabilities(probs[None], Draft(token, row)))):
             return child, probs
-        proposed = torch.zeros_like(probs).index_fill_(0, token, 1.0) if row is None else row[0].to(probs.dtype)
-        probs = residual_distribution(probs, proposed)
+        probs = _without(probs, token) if row is None else residual_distribution(probs, row[0].to(probs.dtype))
     return None, probs
+
+
+def _without(probs: Tensor, token: Tensor) -> Tensor:
+    """Computes `residual_distribution` for a draft that is a point mass at `token` `[1]`."""
+    rest = probs.index_fill(0, token, 0.0)
+    total = rest.sum()
+    return torch.where(total > 0, rest / torch.where(total > 0, total, 1.0), probs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,13 @@ class Verdict:
 
     num_accepted: Tensor
     target_id: Tensor
+
+
+class Rows(Protocol):
+    """Distributions of a target at the positions of a draft."""
+
+    def row(self, index: int) -> TokenDistributions:
+        """Returns one row: that after the text for 0, that after token i of the draft for i + 1."""
 
 
 def verify(target: TokenDistributions, draft: Draft, randomness: Randomness, rule: Verification = "block") -> Verdict:
@@ -107,6 +115,48 @@ def _verify_block(target_probs: Tensor, ids: Tensor, draft_probs: Tensor, random
     scaled = torch.where(is_whole, row, weight.index_select(0, num_accepted.view(1)).squeeze(0) * row)
     rest_at = residual_distribution(scaled, torch.where(is_whole, 0.0, 1.0).to(row.dtype) * of_draft)
     return Verdict(num_accepted, randomness.draw(rest_at))
+
+
+def verify_block_by_rows(target: Rows, draft: Draft, randomness: Randomness) -> tuple[int, int]:
+    """Does what `verify` does by the rule `block` for a drawn draft in host memory, and skips what decides nothing.
+
+    The longest accepted prefix is kept, so prefixes are decided from the longest on. Those with a token that the target
+    never writes have the weight 0.
+
+    Returns:
+        The number of kept tokens, and the target's own token after them.
+    """
+    assert draft.probs is not None, "a draft that was not drawn is verified token by token"
+    num_drafted, rows, weights = draft.ids.shape[0], list[Tensor](), [1.0]
+    while len(rows) < num_drafted and weights[-1] > 0:
+        place = len(rows)
+        rows.append(_probs_of(target.row(place)))
+        one = Draft(draft.ids[place : place + 1], draft.probs[place : place + 1])
+        weights.append(min(1.0, weights[-1] * float(likelihood_ratios(rows[-1], one))))
+    for length in range(len(weights) - 1, -1, -1):
+        weight = weights[length]
+        if weight == 0:
+            continue
+        if length == num_drafted:
+            if _is_accepted(weight, randomness):
+                return length, int(randomness.draw(_probs_of(target.row(length))[0]))
+            continue
+        rest = (weight * rows[length][0] - draft.probs[length].to(rows[length].dtype)).clamp_(min=0.0)
+        mass = float(rest.sum())
+        gap = mass + 1 - weight
+        if length == 0 or _is_accepted(mass / gap if gap > 0 else 1.0, randomness):
+            # If both distributions are equal up to rounding, no mass is left.
+            return length, int(randomness.draw(rest.div_(mass) if mass > 0 else rows[length][0]))
+    raise AssertionError("a prefix of no tokens is always accepted")
+
+
+def _probs_of(row: TokenDistributions) -> Tensor:
+    assert row.probs is not None, "a greedy target is verified token by token"
+    return row.probs
+
+
+def _is_accepted(probability: float, randomness: Randomness) -> bool:
+    return bool(randomness.accept(torch.tensor([probability], dtype=torch.float64)))
 
 
 def acceptance_probabilities(target_probs: Tensor, draft: Draft) -> Tensor:

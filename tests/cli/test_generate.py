@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from specgen.core.errors import ModelFileError, NumericalError
-from specgen.engine.verification import verify
+from specgen.engine.tree_verification import verify_tree
 from specgen.models.cached_model import CachedModel
 from specgen.runtime.generation import Generation
 from specgen.storage.atomic_write import write_output
@@ -490,9 +490,9 @@ def test_out_of_memory_while_sampling_exits_with_5(generate: Cli, monkeypatch: p
     def full(*arguments: Any) -> Any:
         if next(calls) == 4:
             raise OUT_OF_MEMORY[1]
-        return verify(*arguments)
+        return verify_tree(*arguments)
 
-    monkeypatch.setattr("specgen.engine.target_pass.verify", full)
+    monkeypatch.setattr("specgen.engine.target_pass.verify_tree", full)
 
     ended = generate("-d", "none", "--temperature", 1, "--json")
 

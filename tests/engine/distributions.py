@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specgen.core.settings import SamplingSettings
-from specgen.engine import target_pass
+from specgen.engine import target_distributions
 from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import TokenDistributions, token_distributions
 
@@ -25,7 +25,7 @@ def distributions_made_once() -> Iterator[None]:
     its place is not cached: it may do more than return a distribution.
     """
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        for module in (target_pass, drafters):
+        for module in (target_distributions, drafters):
             if module.token_distributions is token_distributions:
                 patch.setattr(module, "token_distributions", _remembering(token_distributions))
         yield

@@ -14,7 +14,6 @@ from specgen.core.errors import DraftError, MemoryShortageError, NumericalError,
 from specgen.core.events import Event, Finish, Notice, Prefill
 from specgen.core.metrics import Counts
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine import target_pass
 from specgen.engine.contract import DRAFT_NOT_FINITE
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
@@ -29,6 +28,7 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.memory_errors import memory_shortage
 from specgen.engine.sampling import likeliest_on_host, token_distributions
+from specgen.engine.target_distributions import TargetDistributions
 from specgen.engine.target_pass import verify_greedy, verify_on_device
 from specgen.engine.verification import Draft
 from tests.fakes import (
@@ -322,7 +322,7 @@ RAW = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAll
 def test_memory_that_runs_out_while_verifying_a_draft_drops_it(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _break_verification(monkeypatch, lambda num_rows: num_rows > 1, error)
+    _break_verification(monkeypatch, lambda num_drafted: num_drafted > 0, error)
     drafter, target = ScriptedDrafter(successor), counting()
 
     events = run_events(target, drafter, [3], max_new_tokens=8, sampling=SAMPLED)
@@ -336,7 +336,7 @@ def test_memory_that_runs_out_while_verifying_a_draft_drops_it(
 def test_memory_too_short_for_verifying_one_token_ends_the_run_as_such(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _break_verification(monkeypatch, lambda num_rows: True, error)
+    _break_verification(monkeypatch, lambda num_drafted: True, error)
     target = counting()
 
     with pytest.raises(MemoryShortageError):
@@ -346,14 +346,14 @@ def test_memory_too_short_for_verifying_one_token_ends_the_run_as_such(
 
 
 def _break_verification(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:
-    real = target_pass.token_distributions
+    real = TargetDistributions.of_one
 
-    def broken(logits: torch.Tensor, *arguments: Any) -> Any:
-        if when(logits.shape[0]):
+    def broken(self: TargetDistributions, logits: torch.Tensor, num_before: int, path: torch.Tensor) -> Any:
+        if when(len(path)):
             raise error
-        return real(logits, *arguments)
+        return real(self, logits, num_before, path)
 
-    monkeypatch.setattr(target_pass, "token_distributions", broken)
+    monkeypatch.setattr(TargetDistributions, "of_one", broken)
 
 
 class FullPrefill(TableModel):

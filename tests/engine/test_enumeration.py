@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specgen.core.events import Notice
 from specgen.core.settings import SamplingSettings
+from specgen.engine import target_pass
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
@@ -215,6 +216,20 @@ def test_every_processor_keeps_the_distribution_of_three_tokens(case: Case, proc
     found = speculative_distribution(case, 3, 2, sampling, verification=verification)
 
     assert_same_distribution(found, target_distribution(table(3, 1), sampling))
+
+
+@pytest.mark.parametrize("case", [CASES[1], OTHER_MODEL], ids=lambda case: case.name)
+@pytest.mark.parametrize("processors", ["plain", "all"])
+@pytest.mark.parametrize("rule", ["block", "token"])
+def test_rows_computed_at_once_keep_the_distribution(
+    case: Case, processors: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on devices, where a read waits."""
+    monkeypatch.setattr(target_pass, "is_on_host", lambda tensor: False)
+
+    found = speculative_distribution(case, 3, 2, PROCESSORS[processors], verification=rule)
+
+    assert_same_distribution(found, target_distribution(table(3, 1), PROCESSORS[processors]))
 
 
 SIZES = [(3, 1, 3), (4, 1, 3), (4, 2, 3), (5, 1, 2)]

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from specgen.core.settings import SamplingSettings, Verification
-from specgen.engine import decoding, randomness, target_pass, verification
+from specgen.engine import decoding, randomness, target_pass, tree_verification, verification
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import TokenDistributions
 from specgen.engine.seen_tokens import SeenTokens
+from specgen.engine.target_distributions import RowsOnDemand, TargetDistributions
 from specgen.engine.verification import Draft, Verdict
 from specgen.models.cached_model import CachedModel
 from specgen.models.kv_slots import SliceSlots
@@ -102,9 +103,15 @@ def soft_distribution_for_a_greedy_draft(plant: Plant) -> None:
     plant.setattr(drafters.ModelDrafter, "_propose", soft)
 
 
+def _in_both(plant: Plant, name: str, wrong: Callable[..., torch.Tensor]) -> None:
+    """Plants a bug in a function that both accept rules call: of whole drafts, and of one token after another."""
+    plant.setattr(verification, name, wrong)
+    plant.setattr(tree_verification, name, wrong)
+
+
 def residual_is_the_target_distribution(plant: Plant) -> None:
     # Block verification passes a part of the target's mass.
-    plant.setattr(verification, "residual_distribution", lambda target_probs, _: target_probs / target_probs.sum())
+    _in_both(plant, "residual_distribution", lambda target_probs, _: target_probs / target_probs.sum())
 
 
 def residual_is_the_absolute_difference(plant: Plant) -> None:
@@ -112,7 +119,7 @@ def residual_is_the_absolute_difference(plant: Plant) -> None:
         rest = (target_probs - draft_probs).abs()
         return rest / rest.sum()
 
-    plant.setattr(verification, "residual_distribution", absolute)
+    _in_both(plant, "residual_distribution", absolute)
 
 
 def ratio_upside_down(plant: Plant) -> None:
@@ -124,7 +131,7 @@ def ratio_upside_down(plant: Plant) -> None:
         columns = draft.ids.unsqueeze(-1)
         return (draft.probs.gather(-1, columns) / target_probs.gather(-1, columns)).clamp(max=1).squeeze(-1)
 
-    plant.setattr(verification, "acceptance_probabilities", inverted)
+    _in_both(plant, "acceptance_probabilities", inverted)
 
 
 def at_most_instead_of_below(plant: Plant) -> None:
@@ -169,6 +176,8 @@ def target_rows_off_by_one(plant: Plant) -> None:
         return original(target_probs.roll(1, dims=0), draft)
 
     plant.setattr(verification, "likelihood_ratios", rolled)
+    row = RowsOnDemand.row
+    plant.setattr(RowsOnDemand, "row", lambda self, index: row(self, max(index - 1, 0)))
 
 
 def stale_cache_after_rewind(plant: Plant) -> None:
@@ -231,12 +240,16 @@ def draft_distribution_reported_before_its_processors(plant: Plant) -> None:
     plant.setattr(drafters.ModelDrafter, "_over_target_vocab", lambda self, probs: whole(self, before[0]))
 
 
-def one_uniform_for_all_choices(plant: Plant) -> None:
+def one_uniform_for_two_choices(plant: Plant) -> None:
     """In the real generator, which enumeration does not use."""
     original = randomness.TorchRandomness._uniforms
+    used_once: list[torch.Tensor] = []
 
     def reused(self: randomness.TorchRandomness, count: int) -> torch.Tensor:
-        return original(self, 1).expand(count)
+        if used_once:
+            return used_once.pop().expand(count)
+        used_once.append(original(self, 1))
+        return used_once[0].expand(count)
 
     plant.setattr(randomness.TorchRandomness, "_uniforms", reused)
 
@@ -251,6 +264,8 @@ def bonus_from_the_row_before(plant: Plant) -> None:
         return original(TokenDistributions(target.ids, probs, target.is_finite), draft, source, rule)
 
     plant.setattr(target_pass, "verify", late)
+    row = RowsOnDemand.row
+    plant.setattr(RowsOnDemand, "row", lambda self, index: row(self, index - (0 < index == len(self._parents))))
 
 
 def token_outside_the_shared_vocabulary(plant: Plant) -> None:
@@ -267,10 +282,12 @@ def token_outside_the_shared_vocabulary(plant: Plant) -> None:
 
 
 def penalty_not_advanced_inside_the_draft(plant: Plant) -> None:
-    def frozen(self: SeenTokens, draft_ids: torch.Tensor) -> torch.Tensor:
-        return self.row(draft_ids[:0]).repeat(len(draft_ids) + 1, 1)
+    original = TargetDistributions.of_one
 
-    plant.setattr(SeenTokens, "rows", frozen)
+    def frozen(self: TargetDistributions, logits: torch.Tensor, num_before: int, path: torch.Tensor) -> object:
+        return original(self, logits, num_before, path[:0])
+
+    plant.setattr(TargetDistributions, "of_one", frozen)
 
 
 def new_tokens_not_marked_as_seen(plant: Plant) -> None:
@@ -284,19 +301,21 @@ def new_tokens_not_marked_as_seen(plant: Plant) -> None:
 
 
 def one_decision_for_all_positions(plant: Plant) -> None:
-    original = target_pass.verify
+    class Once:
+        def __init__(self, source: randomness.Randomness) -> None:
+            self.source, self.decisions = source, list[torch.Tensor]()
 
-    def once(target: TokenDistributions, draft: Draft, source: randomness.Randomness, rule: Verification) -> Verdict:
-        class Once:
-            def accept(self, probabilities: torch.Tensor) -> torch.Tensor:
-                return source.accept(probabilities[:1]).repeat(len(probabilities))
+        def accept(self, probabilities: torch.Tensor) -> torch.Tensor:
+            if not self.decisions:
+                self.decisions.append(self.source.accept(probabilities))
+            return self.decisions[0]
 
-            def draw(self, probs: torch.Tensor) -> torch.Tensor:
-                return source.draw(probs)
+        def draw(self, probs: torch.Tensor) -> torch.Tensor:
+            return self.source.draw(probs)
 
-        return original(target, draft, Once(), rule)
-
-    plant.setattr(target_pass, "verify", once)
+    for name in ("verify_tree", "verify_block_by_rows"):
+        original = getattr(target_pass, name)
+        plant.setattr(target_pass, name, lambda *rest, original=original: original(*rest[:-1], Once(rest[-1])))
 
 
 BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
@@ -333,7 +352,7 @@ STATISTICS_SEE: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (ratio_upside_down, s2_of_two),
     (target_rows_off_by_one, s2_of_two),
     (bonus_from_the_row_before, s2_of_one),
-    (one_uniform_for_all_choices, s2_of_three),
+    (one_uniform_for_two_choices, s2_of_three),
     (temperature_on_the_target_only, s6),
 ]
 """Bugs that the χ² suite must see, on the real generator."""

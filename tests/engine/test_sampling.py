@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from specgen.core.settings import SamplingSettings
-from specgen.engine import sampling
+from specgen.engine import truncation
 from specgen.engine.randomness import PositionNoise
-from specgen.engine.sampling import BLOCK_COLUMNS, largest, largest_probability, likeliest, token_distributions
+from specgen.engine.sampling import largest_probability, likeliest, token_distributions
 from specgen.engine.seen_tokens import SeenTokens
+from specgen.engine.truncation import BLOCK_COLUMNS, largest, probs_by_sorting, probs_of_candidates
 from tests.fake_cuda import fake_cuda
 from tests.fakes import CPU
 
@@ -65,6 +66,35 @@ def test_each_row_of_a_draft_has_transformers_distribution(
     for row in range(3):
         wanted = transformers_distribution(logits[row], [*text, *draft[:row].tolist()], settings)
         assert torch.allclose(rows.probs[row], wanted, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.3, 4.0])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(SamplingSettings(0.7, top_p=top_p) for top_p in (1e-6, 0.3, 0.8, 0.95, 0.999)),
+        *(SamplingSettings(0.7, top_k=top_k) for top_k in (1, 20, 1499, 1500)),
+        *(SamplingSettings(0.7, min_p=min_p) for min_p in (1e-6, 0.05, 0.99)),
+        *(SamplingSettings(0.7, 20, 0.8), SamplingSettings(1.3, 500, 0.9, 0.01), SamplingSettings(1e-9, 5, 0.9)),
+    ],
+    ids=str,
+)
+def test_rows_on_the_host_keep_what_sorted_rows_keep(
+    settings: SamplingSettings, scale: float, dtype: torch.dtype
+) -> None:
+    logits = torch.randn(4, 1500, generator=torch.Generator().manual_seed(1), dtype=dtype) * scale
+    logits[1, 3:700] = -torch.inf
+    logits[2, :200] = logits[2, 200:400]  # ties
+    top_logits = logits.amax(dim=-1)
+
+    found = probs_of_candidates(logits, top_logits, settings)
+
+    # Which of several equal tokens a sorted row keeps is left to chance.
+    wanted = probs_by_sorting(logits.double(), top_logits.double(), settings).to(dtype)
+    torch.testing.assert_close(found.sort().values, wanted.sort().values, rtol=2e-6, atol=1e-12)
+    untied = [0, 1, 3]
+    torch.testing.assert_close(found[untied], wanted[untied], rtol=2e-6, atol=1e-12)
 
 
 def test_temperature_zero_is_a_point_mass() -> None:
@@ -140,7 +170,7 @@ def test_the_largest_values_are_those_of_a_sorted_row(columns: int, rows: int, c
     values = torch.stack([torch.randperm(columns, generator=generator) for _ in range(rows)]).float()
     count = min(count, columns)
 
-    with patch.object(sampling, "MIN_BLOCKS", 1):
+    with patch.object(truncation, "MIN_BLOCKS", 1):
         found, places = largest(values, count)
 
     for row in range(rows):
@@ -154,7 +184,7 @@ def test_nan_is_larger_than_all_other_values(monkeypatch: pytest.MonkeyPatch, co
     values = torch.randn(2, 300)
     values[1, column] = torch.nan
 
-    monkeypatch.setattr(sampling, "MIN_BLOCKS", 1)
+    monkeypatch.setattr(truncation, "MIN_BLOCKS", 1)
     found, places = largest(values, 2)
 
     assert bool(found[1, 0].isnan())

@@ -30,6 +30,7 @@ from specgen.engine.drafters.tree import TreeDrafter
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import Randomness, TorchRandomness
 from specgen.engine.sampling import Sampler, token_distributions
+from specgen.engine.target_distributions import RowsOnDemand
 from specgen.engine.verification import Draft
 from tests.engine import test_forbidden_tokens, test_greedy_equality, test_same_text
 from tests.engine.distributions import distributions_made_once
@@ -149,6 +150,17 @@ def check_round(make: Make, size: int = 3, processors: str = "plain", num_tokens
 )
 @pytest.mark.fast(without=("(-1, 0, 0, -1, 3*",))
 def test_every_shape_keeps_the_distribution_with_every_processor(shape: tuple[int, ...], processors: str) -> None:
+    check_round(shaped(shape), processors=processors)
+
+
+@pytest.mark.parametrize("processors", ["plain", "all", "greedy"])
+@pytest.mark.parametrize("shape", SHAPES[2:4], ids=str)
+def test_rows_computed_at_once_keep_the_distribution(
+    shape: tuple[int, ...], processors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on devices, where a read waits."""
+    monkeypatch.setattr(target_pass, "is_on_host", lambda tensor: False)
+
     check_round(shaped(shape), processors=processors)
 
 
@@ -586,13 +598,8 @@ def siblings_tried_best_first_by_the_target(plant: pytest.MonkeyPatch) -> None:
 
 
 def row_of_the_previous_node(plant: pytest.MonkeyPatch) -> None:
-    original = target_pass.verify_tree
-
-    def shifted(target: object, draft: Draft, tree: DraftTree, randomness: Randomness) -> object:
-        wrong = type(target)(target.ids, target.probs.roll(1, dims=0), target.is_finite)
-        return original(wrong, draft, tree, randomness)
-
-    plant.setattr(target_pass, "verify_tree", shifted)
+    original = RowsOnDemand.row
+    plant.setattr(RowsOnDemand, "row", lambda self, index: original(self, max(index - 1, 0)))
 
 
 def unlikely_token_dropped_after_it_was_drawn(plant: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.sampling import largest, penalize, token_distributions
+from specgen.engine.sampling import penalize, token_distributions
 from specgen.engine.transfer import ids_on
+from specgen.engine.truncation import largest
 from specgen.engine.verification import Draft
 
 
