@@ -63,6 +63,7 @@ class TargetPass:
         self._draws = not sampler.settings.is_greedy and sampler.noise is None
         self._on_device = target if self._is_argmax and isinstance(target, GreedyVerifier) else None
         self._recording = target if isinstance(target, RecordingModel) else None
+        self._trees = target if isinstance(target, TreeTarget) else None
 
     @in_inference_mode
     def verify(self, ids: list[int], draft: Draft) -> Verified:
@@ -91,8 +92,8 @@ class TargetPass:
 
     def _verify_tree(self, ids: list[int], draft: Draft, parents: tuple[int, ...]) -> Verified:
         """Verifies a draft that branches. Row 0 of the pass is the last token of `ids`."""
-        target, num_warmups = self._target, self._num_warmups()
-        assert isinstance(target, TreeTarget), "the target computes no trees"
+        target, num_warmups = self._trees, self._num_warmups()
+        assert target is not None, "the target computes no trees"
         if target.length < len(ids) - 1:
             target.feed(ids[:-1])
         draft = _on_device(draft, target.device)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,96 +17,11 @@ from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.drafters.tree_growth import Candidates, Growth
 from specgen.engine.sampling import penalize, token_distributions
 from specgen.engine.transfer import ids_on
 from specgen.engine.truncation import largest
 from specgen.engine.verification import Draft
-
-
-@dataclass(slots=True)
-class _Candidates:
-    """What may follow one token of the draft.
-
-    Args:
-        ids: The likeliest tokens, best first; used if nothing is drawn.
-        rest: `[logits]`: the distribution to draw the next token from, without those that were drawn; None: greedy.
-    """
-
-    ids: list[int]
-    rest: Tensor | None
-
-
-@dataclass(slots=True)
-class _Growth:
-    """A tree while it grows. Tokens have the order in which they were drawn.
-
-    Args:
-        ids: The text.
-        tokens: Numbers, or `[1]` each on the draft's device if they were drawn: reading them would wait for it.
-        rows: `[1, vocab]` each, the distributions that the tokens were drawn from; empty if nothing was drawn.
-        branchings: What may follow each token that the draft read, and the text; `candidates` has their tokens.
-        fed: Row in the draft's own tree of each token that it read.
-        pass_rows: Tokens of each pass of the draft so far; the first one read the end of the text.
-        length: Of the text, which may grow later.
-    """
-
-    ids: Sequence[int]
-    tokens: list[Any] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    shares: list[float | None] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-    branchings: list[Branching] = field(default_factory=list)
-    candidates: list[_Candidates] = field(default_factory=list)
-    fed: dict[int, int] = field(default_factory=lambda: {ROOT: ROOT})
-    pass_rows: list[int] = field(default_factory=list)
-    length: int = 0
-
-    def ids_of(self, indices: Sequence[int], device: torch.device) -> Tensor:
-        """Returns tokens, `[n]`. Reads nothing."""
-        tokens = [self.tokens[index] for index in indices]
-        return torch.cat(tokens) if tokens and isinstance(tokens[0], Tensor) else ids_on(device, tokens)
-
-    def graft(self, tokens: Sequence[int], one_hot: Callable[[int], Tensor] | None) -> None:
-        """Adds a path from the root; tokens that are there already are not added again.
-
-        Args:
-            tokens: The path.
-            one_hot: Distribution `[1, vocab]` of a token that was not drawn; None if no tokens are.
-        """
-        parent = ROOT
-        for token in tokens:
-            there = (i for i, above in enumerate(self.parents) if above == parent and self.tokens[i] == token)
-            found = next(there, None)
-            if found is None:
-                found = len(self.tokens)
-                self.tokens.append(token)
-                self.parents.append(parent)
-                self.shares.append(None)
-                if one_hot is not None:
-                    self.rows.append(one_hot(token))
-            parent = found
-
-    def rows_along(self, tokens: Sequence[int]) -> list[int]:
-        """Returns the draft's rows of the path that has these tokens, as far as the draft read them."""
-        rows: list[int] = []
-        parent = ROOT
-        for token in tokens:
-            read = (i for i in self.fed if i != ROOT and self.parents[i] == parent and int(self.tokens[i]) == token)
-            found = next(read, None)
-            if found is None:
-                break
-            rows.append(self.fed[found])
-            parent = found
-        return rows
-
-    def preorder(self) -> list[int]:
-        """Returns the tokens' indices, each followed by all that were drafted after it."""
-        order: list[int] = []
-        waiting = [index for index, parent in enumerate(self.parents) if parent == ROOT][::-1]
-        while waiting:
-            order.append(waiting.pop())
-            waiting += [index for index, parent in enumerate(self.parents) if parent == order[-1]][::-1]
-        return order
 
 
 class TreeDrafter(ModelDrafter):
@@ -118,7 +31,7 @@ class TreeDrafter(ModelDrafter):
     Otherwise it reads them again, in one pass with the target's own token.
     """
 
-    _last: _Growth | None = None
+    _last: Growth | None = None
     """The tree of the last round, while the model has its rows."""
 
     @cached_property
@@ -126,6 +39,12 @@ class TreeDrafter(ModelDrafter):
         """The model, if it keeps rows of trees."""
         # A recorded pass over a few more rows costs the same, and finding the path would wait for the device.
         return self.model if isinstance(self.model, TreeTarget) and self._recording is None else None
+
+    @cached_property
+    def _tree_model(self) -> TreeModel:
+        # Once: checking a protocol takes as long as a small operation.
+        assert isinstance(self.model, TreeModel), "the draft model computes no trees"
+        return self.model
 
     def feed(self, ids: Sequence[int]) -> None:
         """As in `Drafter`."""
@@ -159,7 +78,7 @@ class TreeDrafter(ModelDrafter):
         if not draft_length.should_draft():
             return empty_draft()
         self._keep_accepted(ids)
-        growth = _Growth(ids, pass_rows=[self._num_unread(ids)], length=len(ids))
+        growth = Growth(ids, pass_rows=[self._num_unread(ids)], length=len(ids))
         if self._seen is not None:
             self._seen.update(ids)
         self._branch(growth, [ROOT], self.model.logits(ids, 1), draft_length)
@@ -174,32 +93,54 @@ class TreeDrafter(ModelDrafter):
         if is_drawn and growth.tokens and any(step.num_matched):
             growth.tokens = torch.cat(growth.tokens).tolist()  # to compare them with those of the matches
         for match, count in zip(draft_length.matches, step.num_matched, strict=True):
-            growth.graft(match.ids[:count], self._one_hot if is_drawn else None)
-        return _draft_of(growth, draft_length, self.model.device)
+            growth.graft(match.ids[:count])
+        return self._draft_of(growth, draft_length, is_drawn)
 
-    def _one_hot(self, token: int) -> Tensor:
-        """Returns the distribution of a token of a match, which was not drawn."""
-        return torch.zeros(1, self._vocab_size, device=self.model.device).index_fill_(
-            1, torch.tensor([token], device=self.model.device), 1.0
+    def _draft_of(self, growth: Growth, policy: TreeLength, is_drawn: bool) -> Draft:
+        """Returns the finished tree in preorder."""
+        if not growth.tokens:
+            return empty_draft()
+        order = growth.preorder()
+        places = {index: place for place, index in enumerate(order)} | {ROOT: ROOT}
+        policy.on_tree([growth.shares[index] for index in order])
+        ids = growth.ids_of(order, self.model.device)
+        return Draft(
+            ids,
+            self._drawn_from([growth.rows[index] for index in order], ids) if is_drawn else None,
+            parents=tuple(places[growth.parents[index]] for index in order),
+            num_passes=len(growth.pass_rows),
+            pass_rows=tuple(growth.pass_rows),
         )
 
-    def _pass(self, growth: _Growth, new: Sequence[int]) -> Tensor:
+    def _drawn_from(self, rows: Sequence[Tensor | None], ids: Tensor) -> Tensor:
+        """Returns the distributions of tokens over the target's vocabulary; of one that was not drawn, a point mass."""
+        drawn = [row for row in rows if row is not None]
+        probs = self._over_target_vocab(torch.cat(drawn)) if drawn else None
+        if probs is not None and len(drawn) == len(rows):
+            return probs
+        points = torch.zeros(len(rows), self._vocab_size, device=ids.device).scatter_(1, ids.unsqueeze(1), 1.0)
+        if probs is None:
+            return points
+        places = ids_on(ids.device, [place for place, row in enumerate(rows) if row is not None])
+        return points.to(probs.dtype).index_copy_(0, places, probs)
+
+    def _pass(self, growth: Growth, new: Sequence[int]) -> Tensor:
         """Feeds tokens of the tree; returns the logits after each of them."""
-        assert isinstance(self.model, TreeModel), "the draft model computes no trees"
         growth.pass_rows.append(len(new))
         first = len(growth.fed) - 1
         growth.fed.update({index: first + number for number, index in enumerate(new)})
         tokens = growth.ids_of(new, self.model.device)
-        return self.model.tree_logits(tokens, [growth.fed[growth.parents[index]] for index in new])
+        return self._tree_model.tree_logits(tokens, [growth.fed[growth.parents[index]] for index in new])
 
-    def _take(self, growth: _Growth, number: int) -> int:
+    def _take(self, growth: Growth, number: int) -> int:
         """Draws the next token of a branching; returns its index."""
         branching, candidates = growth.branchings[number], growth.candidates[number]
         if candidates.rest is None:
             token: int | Tensor = candidates.ids[branching.num_taken]
+            growth.rows.append(None)
         else:
             column = self._sampler.randomness.draw(candidates.rest).view(1)
-            growth.rows.append(self._over_target_vocab(candidates.rest[None]))
+            growth.rows.append(candidates.rest[None])
             rest = candidates.rest.index_fill(0, column, 0.0)
             candidates.rest = rest / rest.sum()
             token = self._ids_of(column).to(self.model.device)
@@ -209,7 +150,7 @@ class TreeDrafter(ModelDrafter):
         branching.num_taken += 1
         return len(growth.tokens) - 1
 
-    def _branch(self, growth: _Growth, nodes: Sequence[int], logits: Tensor, policy: TreeLength) -> None:
+    def _branch(self, growth: Growth, nodes: Sequence[int], logits: Tensor, policy: TreeLength) -> None:
         """Adds the tokens that may follow `nodes`, given the logits after each of them. Reads the device once."""
         paths = [path_to(growth.parents, node) for node in nodes]
         rows = [self._after_path(row, growth, path) for row, path in zip(torch.split(logits, 1), paths, strict=True)]
@@ -221,11 +162,11 @@ class TreeDrafter(ModelDrafter):
                 share = growth.shares[node]
                 reach = above.reach * (1.0 if share is None else policy.acceptance.estimate(share))
             growth.branchings.append(Branching(node, len(path), reach, shares))
-            growth.candidates.append(_Candidates(ids, drawn_from))
+            growth.candidates.append(Candidates(ids, drawn_from))
         if policy.uses_confidence:
             policy.on_token(max(shares[0] for shares, _ in found))
 
-    def _after_path(self, logits: Tensor, growth: _Growth, path: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _after_path(self, logits: Tensor, growth: Growth, path: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Returns what may follow a path, `[logits]` each: by what candidates are ranked, and what they are drawn from.
 
         The latter is None if nothing is drawn.
@@ -261,19 +202,3 @@ class TreeDrafter(ModelDrafter):
     def _ids_of(self, columns: Tensor) -> Tensor:
         """Returns the ids of columns of the logits, in the same shape."""
         return columns if self._columns is None else self._columns[columns]
-
-
-def _draft_of(growth: _Growth, policy: TreeLength, device: torch.device) -> Draft:
-    """Returns the finished tree in preorder."""
-    if not growth.tokens:
-        return empty_draft()
-    order = growth.preorder()
-    places = {index: place for place, index in enumerate(order)} | {ROOT: ROOT}
-    policy.on_tree([growth.shares[index] for index in order])
-    return Draft(
-        growth.ids_of(order, device),
-        torch.cat([growth.rows[index] for index in order]) if growth.rows else None,
-        parents=tuple(places[growth.parents[index]] for index in order),
-        num_passes=len(growth.pass_rows),
-        pass_rows=tuple(growth.pass_rows),
-    )
