@@ -7,23 +7,13 @@ from time import perf_counter
 
 from specgen.bench.configurations import Configuration, Host, PeakMemory
 from specgen.bench.peers import Peer, PeerRequest, answered
-from specgen.bench.results import (
-    BASELINE,
-    BenchReport,
-    BenchSettings,
-    BenchStep,
-    Failure,
-    Prompt,
-    Run,
-    Stage,
-)
+from specgen.bench.results import BASELINE, BenchReport, BenchSettings, BenchStep, Failure, Prompt, Run, Stage
 from specgen.bench.text_comparison import TextComparison
-from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import SettingsError, SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.runtime.drafting import no_trees_reason
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.pass_costs import TimingOptions, measure_pass_costs
+from specgen.runtime.pass_costs import NUM_SAMPLES, PassTimer, TimingOptions
 from specgen.text.chat_template import Message
 from specgen.text.prompts import PromptEntry, PromptFormat
 
@@ -31,6 +21,8 @@ NUM_CONTEXT_TOKENS = 256
 """Prompt tokens in the cache while passes are timed for the prediction."""
 LONGEST_TIMED_PASS = 17
 """v(n) of longer passes is not needed for `auto`."""
+TIMING_SHARE = 0.03
+"""So much of a benchmark's time passes are timed again, between its prompts."""
 
 
 class Benchmark:
@@ -79,7 +71,7 @@ class Benchmark:
             TextComparison(models.target, models.target_info, config.sampling, index) for index, models in baselines
         ]
         self._failures: list[Failure] = []
-        self._costs: MeasuredCosts | None = None
+        self._timer: PassTimer | None = None
         self._num_done = 0
         self._is_complete = False
         self._is_interrupted = False
@@ -101,7 +93,8 @@ class Benchmark:
         self._answer_earlier_turns()
         yield self._step("reading")
         if self.config.times_passes and not self._is_interrupted:
-            self._costs = self._time_passes()
+            self._timer = self._pass_timer()
+            self._timer.sample(NUM_SAMPLES)
             yield self._step("costs")
         for _ in range(self.config.num_warmups):
             for index in range(len(self._settings)):
@@ -130,7 +123,7 @@ class Benchmark:
             runs=tuple(self._runs),
             differences=tuple(item for comparison in self._comparisons for item in comparison.differences),
             compared=frozenset(key for comparison in self._comparisons for key in comparison.compared),
-            costs=self._costs,
+            costs=None if self._timer is None else self._timer.costs(),
             failures=tuple(self._failures),
             notices=tuple(dict.fromkeys(notice for one in every for notice in one.models.notices)),
             environment=self._host.environment,
@@ -178,6 +171,8 @@ class Benchmark:
             if self._is_interrupted:
                 return
             yield self._step("prompt")
+            if self._timer:
+                self._timer.sample_again(TIMING_SHARE)
 
     def _is_compared(self, index: int, baseline: int) -> bool:
         """Returns whether the text of a setting is to be that of a baseline."""
@@ -211,18 +206,17 @@ class Benchmark:
                 prompts.append(Prompt(f"{prompt.id}.{number}", prompt.category, len(all_ids[-1])))
         self._prompts, self._prompt_ids = prompts, all_ids
 
-    def _time_passes(self) -> MeasuredCosts:
+    def _pass_timer(self) -> PassTimer:
         own = [one for one in self.configurations if one.setting.backend == self._backend(BASELINE)]
         timed = own[1:] or own
         longest = max(max(one.setting.num_draft_tokens, one.setting.num_tree_nodes) for one in timed)
-        by_size = sorted((one.setting for one in timed), key=lambda setting: setting.num_tree_nodes)
-        tree_nodes = {setting.label: setting.num_tree_nodes for setting in by_size}
-        return measure_pass_costs(
-            {one.setting.label: one.models for one in timed},
-            max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS],
-            min(longest, MAX_DRAFT_TOKENS, LONGEST_TIMED_PASS - 1),
-            TimingOptions(self.config.sampling, self._host.clock, lambda: self._is_interrupted, tree_nodes),
-        )
+        by_size = sorted(timed, key=lambda one: one.setting.num_tree_nodes)
+        tree_nodes = {one.setting.label: one.setting.num_tree_nodes for one in by_size}
+        clocks = self._host.clock, self._host.wall_clock
+        options = TimingOptions(self.config.sampling, *clocks, lambda: self._is_interrupted, tree_nodes)
+        ids = max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS]
+        longest = min(longest, MAX_DRAFT_TOKENS, LONGEST_TIMED_PASS - 1)
+        return PassTimer({one.setting.label: one.models for one in timed}, ids, longest, options)
 
     def _generate(self, index: int, prompt_ids: Sequence[int], *, stops_at_end: bool) -> Generation:
         """Runs one generation to its end, or until `interrupt`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from specgen.core.cost_model import MeasuredCosts
-from specgen.core.errors import DraftError
+from specgen.core.errors import DraftError, SpecgenError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.clock import Clock, device_clock
 from specgen.engine.contract import num_warmup_passes
@@ -31,23 +32,20 @@ class TimingOptions:
     Args:
         sampling: How the draft chooses its tokens.
         clock: Seconds; None: a clock that waits for the devices.
+        wall_clock: Seconds, for the share of the time that timing takes.
         is_interrupted: Called between passes; true ends the measurement with the samples so far.
         tree_nodes: Most tokens of a tree, by the label of drafts that branch.
     """
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     clock: Clock | None = None
+    wall_clock: Clock = perf_counter
     is_interrupted: Callable[[], bool] = lambda: False
     tree_nodes: Mapping[str, int] = field(default_factory=dict)
 
 
-def measure_pass_costs(
-    drafts: Mapping[str, LoadedModels],
-    prompt_ids: Sequence[int],
-    longest_draft: int,
-    options: TimingOptions | None = None,
-) -> MeasuredCosts:
-    """Times passes over 1 to `longest_draft` + 1 tokens after a prompt, and draft tokens; returns medians.
+class PassTimer:
+    """Times passes over 1 to `longest_draft` + 1 tokens after a prompt, and draft tokens.
 
     All lengths are timed once before any is timed again, alternately forwards and backwards, so that a machine that
     slows down does not bend the curve.
@@ -57,44 +55,101 @@ def measure_pass_costs(
         prompt_ids: The tokens in the cache; a realistic number is best.
         longest_draft: Longest draft of interest.
         options: See `TimingOptions`.
-
-    Returns:
-        The costs, without those of drafts that failed.
     """
-    options = options or TimingOptions()
-    target = next(iter(drafts.values())).target
-    read = options.clock or device_clock(*(device for models in drafts.values() for device in models.devices))
-    for models in drafts.values():
-        models.clear_caches()
-    ids = list(prompt_ids)
-    lengths = timed_lengths(longest_draft + 1)
-    verify: dict[int, list[float]] = {n: [] for n in lengths}
-    drafting: dict[str, list[DraftSample]] = {label: [] for label in drafts}
-    target.feed(ids[:-1])
-    num_warmups = num_warmup_passes(target, *(models.draft for models in drafts.values()))
-    for number in range(NUM_SAMPLES + num_warmups):
-        for n in lengths[:: -1 if number % 2 else 1]:
-            if options.is_interrupted():
-                return _medians(verify, drafting)
-            started = read()
-            target.logits([*ids, *[ids[-1]] * (n - 1)], n)
-            seconds = read() - started
-            target.rewind(len(ids) - 1)
-            if number >= num_warmups:
-                verify[n].append(seconds)
-        for label in list(drafting):
+
+    def __init__(
+        self,
+        drafts: Mapping[str, LoadedModels],
+        prompt_ids: Sequence[int],
+        longest_draft: int,
+        options: TimingOptions | None = None,
+    ) -> None:
+        self._options = options or TimingOptions()
+        self._drafts, self._ids = dict(drafts), list(prompt_ids)
+        self._target = next(iter(drafts.values())).target
+        devices = (device for models in drafts.values() for device in models.devices)
+        self._read = self._options.clock or device_clock(*devices)
+        self._lengths = timed_lengths(longest_draft + 1)
+        self._verify: dict[int, list[float]] = {n: [] for n in self._lengths}
+        self._samples: dict[str, list[DraftSample]] = {label: [] for label in drafts}
+        self._num_rounds = 0
+        self._first_end = self._seconds_since = 0.0
+        self._has_failed = False
+
+    def sample(self, count: int) -> None:
+        """Times everything `count` times. Leaves empty caches.
+
+        The first time passes that take longer than later ones of their size are made before, and don't count.
+        """
+        models = (self._target, *(models.draft for models in self._drafts.values()))
+        num_warmups = 0 if self._num_rounds else num_warmup_passes(*models)
+        self._clear_caches()
+        self._target.feed(self._ids[:-1])
+        for number in range(num_warmups + count):
+            if not self._time_once(is_kept=number >= num_warmups):
+                break
+        self._clear_caches()
+        if not self._first_end:
+            self._first_end = self._options.wall_clock()
+
+    def sample_again(self, share: float) -> None:
+        """Times everything once more if calls of this took less than `share` of the time since the first timing.
+
+        A machine that got slower or faster since then would bend a prediction of what ran meanwhile.
+        """
+        started = self._options.wall_clock()
+        if self._has_failed or self._seconds_since > share * (started - self._first_end):
+            return
+        try:
+            self.sample(1)
+        except SpecgenError:
+            self._has_failed = True  # runs will report the reason
+            self._clear_caches()
+        self._seconds_since += self._options.wall_clock() - started
+
+    def costs(self) -> MeasuredCosts:
+        """Returns the medians so far, without those of drafts that failed."""
+        return _medians(self._verify, self._samples)
+
+    def _time_once(self, is_kept: bool) -> bool:
+        """Returns whether it was not interrupted."""
+        self._num_rounds += 1
+        for n in self._lengths[:: 1 if self._num_rounds % 2 else -1]:
+            if self._options.is_interrupted():
+                return False
+            started = self._read()
+            self._target.logits([*self._ids, *[self._ids[-1]] * (n - 1)], n)
+            seconds = self._read() - started
+            self._target.rewind(len(self._ids) - 1)
+            if is_kept:
+                self._verify[n].append(seconds)
+        for label in list(self._samples):
             try:
-                timer = DraftTimer(drafts[label], ids, options.sampling, read)
-                sample = timer.sample(options.tree_nodes.get(label, 0))
+                timer = DraftTimer(self._drafts[label], self._ids, self._options.sampling, self._read)
+                sample = timer.sample(self._options.tree_nodes.get(label, 0))
             except DraftError:
                 # Its runs will report the reason.
-                del drafting[label]
+                del self._samples[label]
                 continue
-            if number >= num_warmups:
-                drafting[label].append(sample)
-    for models in drafts.values():
-        models.clear_caches()
-    return _medians(verify, drafting)
+            if is_kept:
+                self._samples[label].append(sample)
+        return True
+
+    def _clear_caches(self) -> None:
+        for models in self._drafts.values():
+            models.clear_caches()
+
+
+def measure_pass_costs(
+    drafts: Mapping[str, LoadedModels],
+    prompt_ids: Sequence[int],
+    longest_draft: int,
+    options: TimingOptions | None = None,
+) -> MeasuredCosts:
+    """Measures costs at once; see `PassTimer` for the arguments."""
+    timer = PassTimer(drafts, prompt_ids, longest_draft, options)
+    timer.sample(NUM_SAMPLES)
+    return timer.costs()
 
 
 def timed_lengths(longest: int) -> list[int]:

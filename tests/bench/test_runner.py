@@ -95,6 +95,24 @@ def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
     assert not tree.forecast.by_length
 
 
+@pytest.mark.thorough
+def test_a_machine_that_was_slow_at_first_does_not_bend_the_prediction(
+    toys: dict[str, Path], clock: VirtualClock
+) -> None:
+    is_slow = True
+
+    def rule(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
+        return plain_rule(clock, is_target, num_tokens) * (3 if is_slow and is_target and num_tokens == 1 else 1)
+
+    clock.rule = rule
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL, num_prompts=8)
+    for step in made:
+        is_slow &= step.stage == "reading"
+
+    drafted = figures_by_setting(made.report())[1]
+    assert drafted.predicted_speedup == pytest.approx(drafted.speedup)
+
+
 def price_of_rows(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
     """Returns v(n) = 1 + (n - 1) / 10 for the target, and 0.2 + n / 16 for the draft."""
     return plain_rule(clock, is_target, num_tokens) if is_target else 0.2 + num_tokens / 16
