@@ -33,6 +33,8 @@ class PassCosts:
         tree_pass_seconds: A pass of the draft model over n tokens of a tree, by n; empty: `draft_seconds` each.
         reading_seconds: Additional cost of a draft's first pass if it reads n tokens of the text, by n; empty:
             `catch_up_seconds` for each one but the last.
+        cold_seconds: Additional cost of a draft's first pass. It comes after a pass of the target, so the processor's
+            caches no longer hold the draft's weights.
     """
 
     verify_seconds: Mapping[int, float]
@@ -43,6 +45,7 @@ class PassCosts:
     plain_round_seconds: float = 0.0
     tree_pass_seconds: Mapping[int, float] = field(default_factory=dict)
     reading_seconds: Mapping[int, float] = field(default_factory=dict)
+    cold_seconds: float = 0.0
 
     @property
     def plain_seconds(self) -> float | None:
@@ -103,7 +106,7 @@ def round_speedup(
     plain, verify = costs.plain_seconds, interpolated(costs.verify_seconds, num_draft_tokens + 1)
     if not plain or not verify:
         return None
-    drafting = costs.draft_seconds * (1 if costs.is_per_round else num_draft_tokens)
+    drafting = costs.draft_seconds * (1 if costs.is_per_round else num_draft_tokens) + costs.cold_seconds
     seconds = drafting + full_share * costs.catch_up_seconds + verify + costs.round_seconds
     return tokens_per_round * plain / seconds
 
@@ -200,6 +203,8 @@ def _drafting_seconds(counts: Counts, costs: PassCosts) -> float:
     seconds = costs.draft_seconds * (counts.num_draft_passes - sum(counts.tree_pass_histogram))
     seconds += _sum_over(counts.tree_pass_histogram, costs.tree_pass_seconds or {1: costs.draft_seconds})
     seconds += _sum_over(counts.reading_histogram, costs.reading_seconds or {1: 0.0, 2: costs.catch_up_seconds})
+    num_first = sum(counts.reading_histogram) or counts.timed.num_rounds - counts.num_timed_plain_rounds
+    seconds += costs.cold_seconds * num_first
     return seconds + costs.catch_up_seconds * max(counts.num_whole_drafts - 1, 0)
 
 
@@ -223,12 +228,14 @@ class MeasuredCosts:
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
         tree_pass_seconds: A pass of a draft model over n tokens of a tree, by the draft's label and n.
         reading_seconds: Additional cost of a draft's first pass if it reads n tokens of the text, likewise.
+        cold_seconds: Additional cost of a draft's first pass after one of the target, by the draft's label.
     """
 
     verify_seconds: Mapping[int, float]
     draft_seconds: Mapping[str, float]
     tree_pass_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     reading_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    cold_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def catch_up_seconds(self) -> dict[str, float]:
@@ -249,4 +256,5 @@ class MeasuredCosts:
             catch_up_seconds=self.catch_up_seconds.get(label, 0.0),
             tree_pass_seconds=self.tree_pass_seconds.get(label, {}),
             reading_seconds=self.reading_seconds.get(label, {}),
+            cold_seconds=self.cold_seconds.get(label, 0.0),
         )

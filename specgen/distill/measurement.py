@@ -135,5 +135,7 @@ def time_pair(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) -> 
     models = load_models(resolve_pair(PairSettings(target, "model", draft_settings)))
     assert models.draft_info is not None
     measured = measure_pass_costs({"draft": models}, prompt_ids, MAX_DRAFT)
-    costs = PassCosts(measured.verify_seconds, measured.draft_seconds["draft"])
+    costs = PassCosts(
+        measured.verify_seconds, measured.draft_seconds["draft"], cold_seconds=measured.cold_seconds["draft"]
+    )
     return TimedPair(costs, models.target_info, models.draft_info)

@@ -111,7 +111,8 @@ def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
     construction. The minimum with the last possible id guards against rounding of the product at the upper end.
     """
     dtype = torch.float32 if probs.device.type == "mps" else uniform.dtype
-    if probs.device.type == "cpu" and probs.shape[0] >= MIN_BLOCKS * BLOCK_TOKENS:
+    is_wide = probs.shape[0] >= MIN_BLOCKS * BLOCK_TOKENS
+    if is_wide and probs.device.type == "cpu" and probs.dtype in (torch.float32, torch.float64):
         return torch.tensor(_drawn_by_blocks(float(uniform), probs))
     cumulative = probs.cumsum(dim=0, dtype=dtype)
     share = uniform.to(dtype).to(probs.device) * cumulative[-1]
@@ -128,6 +129,7 @@ def _drawn_by_blocks(uniform: float, probs: Tensor) -> int:
     share = uniform * ends[-1]
     block = min(ends.searchsorted(share, "right"), ends.searchsorted(ends[-1]))
     first = block * BLOCK_TOKENS
-    before = ends[block - 1] if block else 0.0
-    inside = before + values[first : first + BLOCK_TOKENS].cumsum(dtype=np.float64)
+    # Counted from the block's start: tokens far less likely than all before them together would be lost.
+    inside = values[first : first + BLOCK_TOKENS].cumsum(dtype=np.float64)
+    share -= ends[block - 1] if block else 0.0
     return int(first + min(inside.searchsorted(share, "right"), inside.searchsorted(inside[-1])))

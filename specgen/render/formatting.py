@@ -11,6 +11,7 @@ from rich.text import Text
 
 from specgen.core.cost_model import PassCosts, break_even_alpha
 from specgen.core.results import ModelInfo, RunInfo
+from specgen.core.settings import SamplingSettings
 from specgen.core.units import format_size
 from specgen.render.sanitize import one_line
 
@@ -75,23 +76,31 @@ def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = 
     return "none, plain decoding" if drafter == "none" else f"prompt {drafter}, no model"
 
 
+def sampling_words(sampling: SamplingSettings) -> list[str]:
+    """Returns the sampling settings that are in effect, but for the seed."""
+    is_sampled = not sampling.is_greedy
+    words = {
+        "greedy": not is_sampled,
+        f"temperature {sampling.temperature:g}": is_sampled,
+        f"top-k {sampling.top_k}": is_sampled and sampling.top_k,
+        f"top-p {sampling.top_p:g}": is_sampled and sampling.top_p < 1,
+        f"min-p {sampling.min_p:g}": is_sampled and sampling.min_p,
+        f"repetition penalty {sampling.repetition_penalty:g}": sampling.repetition_penalty != 1,
+    }
+    return [word for word, applies in words.items() if applies]
+
+
 def format_settings(info: RunInfo) -> str:
     """Returns draft length, token limit and the sampling settings that are in effect."""
-    sampling, is_sampled = info.sampling, not info.sampling.is_greedy
     length = f"drafts of up to {info.num_draft_tokens} tokens"
     words = {
         "draft length chosen by cost" if info.schedule == "auto" else length: info.drafter not in ("none", "server"),
         "trees sized by cost": info.num_tree_nodes > 0 and info.tree_schedule == "auto",
         f"trees of {info.num_tree_nodes} tokens": info.num_tree_nodes > 0 and info.tree_schedule == "constant",
         f"up to {info.max_new_tokens} new tokens": True,
-        "greedy": not is_sampled,
-        f"temperature {sampling.temperature:g}": is_sampled,
-        f"top-k {sampling.top_k}": is_sampled and sampling.top_k,
-        f"top-p {sampling.top_p:g}": is_sampled and sampling.top_p < 1,
-        f"min-p {sampling.min_p:g}": is_sampled and sampling.min_p,
+        **dict.fromkeys(sampling_words(info.sampling), True),
         # Without --same-text the text depends on draft lengths, and so on timing: the seed does not repeat it.
-        f"seed {sampling.seed}": is_sampled and sampling.same_text,
-        f"repetition penalty {sampling.repetition_penalty:g}": sampling.repetition_penalty != 1,
+        f"seed {info.sampling.seed}": info.sampling.same_text and not info.sampling.is_greedy,
         _NOT_LOSSLESS: info.guarantee == "none",
     }
     source = " (sampling settings of the model)" if info.sampling_source == "model" else ""

@@ -32,15 +32,17 @@ class DraftSample:
         token_seconds: A pass of the draft model; for lookup, a proposal.
         reading_seconds: Additional cost of a draft's first token if the draft model reads n tokens before it, by n.
         tree_pass_seconds: A pass over n tokens of a tree, by n.
+        cold_seconds: Additional cost of a draft's first token after a pass of the target.
     """
 
     token_seconds: float
     reading_seconds: Mapping[int, float] = field(default_factory=dict)
     tree_pass_seconds: Mapping[int, float] = field(default_factory=dict)
+    cold_seconds: float = 0.0
 
 
 class DraftTimer:
-    """Times drafts after a text that the draft model has read, but for its last token.
+    """Times drafts after a text that target and draft model have read, but for its last token.
 
     Args:
         models: A draft and its target.
@@ -56,7 +58,7 @@ class DraftTimer:
         models.limit_torch_threads()
         drafter = models.drafter(models.sampler(sampling))
         self._drafter = drafter.model if isinstance(drafter, CombinedDrafter) else drafter
-        self._has_model = models.draft is not None
+        self._has_model, self._target = models.draft is not None, models.target
         self._ids, self._read = list(ids), read
         self._drafter.feed(ids[:-1])
 
@@ -67,6 +69,11 @@ class DraftTimer:
             num_tree_nodes: Most tokens of a tree; 0: drafts don't branch.
         """
         ids = self._ids
+        if self._has_model:
+            # The target's pass leaves its own weights in the processor's caches.
+            self._target.logits(ids, 1)
+            self._target.rewind(len(ids) - 1)
+        cold_seconds, _ = self._timed(len(ids) - 1, 1, _MeasuredLength())
         seconds, draft = self._timed(len(ids) - 1, NUM_DRAFTED, _MeasuredLength())
         if not self._has_model:
             return DraftSample(seconds)
@@ -76,7 +83,7 @@ class DraftTimer:
         reading = {n: seconds_of_n - first[1] for n, seconds_of_n in first.items()}
         by_rows = self._tree_passes(num_tree_nodes) if num_tree_nodes else {}
         self._drafter.rewind(len(ids) - 1)
-        return DraftSample(seconds / max(num_passes, 1), reading, by_rows)
+        return DraftSample(seconds / max(num_passes, 1), reading, by_rows, cold_seconds - first[1])
 
     def _tree_passes(self, num_nodes: int) -> dict[int, float]:
         """Returns the seconds of a pass by its rows; nothing if drafts don't branch."""

@@ -131,18 +131,20 @@ class PassTimer:
         step_seconds = median(turn.verify_seconds[1] for turn in self._turns)
         scaled = [(turn, step_seconds / turn.verify_seconds[1]) for turn in self._turns]
         verify = _medians([(turn.verify_seconds, factor) for turn, factor in scaled])
-        tokens, trees, reading = {}, {}, {}
+        tokens, trees, reading, cold = {}, {}, {}, {}
         for label in self._labels:
             samples = [(turn.drafts[label], factor) for turn, factor in scaled if label in turn.drafts]
             if samples:
                 tokens[label] = median(one.token_seconds * factor for one, factor in samples)
                 trees[label] = _medians([(one.tree_pass_seconds, factor) for one, factor in samples])
                 reading[label] = _medians([(one.reading_seconds, factor) for one, factor in samples])
+                cold[label] = max(median(one.cold_seconds * factor for one, factor in samples), 0.0)
         return MeasuredCosts(
             verify,
             tokens,
             {label: by_size for label, by_size in trees.items() if by_size},
             {label: by_size for label, by_size in reading.items() if by_size},
+            cold,
         )
 
     def _turn(self) -> _Turn:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from specgen.engine import randomness
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
 from specgen.engine.sampling import TokenDistributions
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution, verify
@@ -41,6 +44,45 @@ class GivenUniforms:
 
     def draw(self, probs: Tensor) -> Tensor:
         return drawn(self.uniforms[-1:], probs)
+
+
+@given(
+    st.integers(1, 200), st.sampled_from([torch.float32, torch.float64]), st.floats(0, NEARLY_ONE), st.integers(0, 999)
+)
+def test_a_token_drawn_by_blocks_is_that_of_the_cumulative_distribution(
+    width: int, dtype: torch.dtype, uniform: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    probs = torch.rand(width, generator=generator, dtype=dtype).pow(40)  # from 1 down to 0
+    probs[torch.rand(width, generator=generator) < 0.4] = 0
+    probs[int(torch.randint(width, (1,), generator=generator))] = 0.25
+    at = torch.tensor([uniform], dtype=torch.float64)
+    expected = int(drawn(at, probs))
+
+    with patch.object(randomness, "MIN_BLOCKS", 0):
+        found = int(drawn(at, probs))
+
+    assert probs[found] > 0
+    shares = probs.double().cumsum(0) / probs.double().sum()
+    assert found == expected or abs(float(shares[min(found, expected)]) - uniform) < 1e-12
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, NEARLY_ONE])
+def test_a_block_of_tiny_probabilities_after_a_large_one_loses_no_token(uniform: float) -> None:
+    probs = torch.zeros(192, dtype=torch.float64)
+    probs[3], probs[70:120] = 1.0, 1e-17
+
+    with patch.object(randomness, "MIN_BLOCKS", 0):
+        assert probs[int(drawn(torch.tensor([uniform], dtype=torch.float64), probs))] > 0
+        assert probs[int(drawn(torch.tensor([1.0], dtype=torch.float64), probs))] > 0
+
+
+def test_a_token_is_drawn_from_a_wide_distribution_of_any_type() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        probs = torch.zeros(20_000, dtype=dtype)
+        probs[17_123] = 1
+
+        assert int(TorchRandomness(1, CPU).draw(probs)) == 17_123
 
 
 distributions_of_six = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.5, 1.0, 7.0]), min_size=6, max_size=6).filter(

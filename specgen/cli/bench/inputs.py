@@ -20,7 +20,7 @@ from specgen.cli.request import (
 )
 from specgen.core.draft_name import AUTO_DRAFT, LOOKUP, LOOKUP_SUFFIX, DraftName
 from specgen.core.errors import SettingsError
-from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
+from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization
 from specgen.text.prompts import PromptEntry, PromptFormat, bundled_prompts, choose_evenly, parse_prompts
 
 DEFAULT_LENGTHS = "2,4,auto"
@@ -178,7 +178,7 @@ def bench_settings(options: RunOptions) -> BenchSettings:
         num_tokens=options.max_new_tokens or (QUICK_TOKENS if options.quick else 128),
         num_repeats=options.repeats or (QUICK_REPEATS if options.quick else 5),
         num_warmups=options.warmup,
-        sampling=SamplingSettings(options.temperature, seed=options.seed, same_text=options.same_text),
+        sampling=options.sampling(),
         stops_at_end=not options.ignore_eos,
         time_limit_seconds=QUICK_SECONDS if options.quick else None,
         template_variables=parse_template_variables(options.chat_template_variables),

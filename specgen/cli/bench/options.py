@@ -12,6 +12,7 @@ from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, OFF, TARGET_NAMES, LlamaCppOptions, LoadOptions
 from specgen.cli.options.server import BASELINE_SERVER, SERVER, SERVER_URL, ConnectionOptions
 from specgen.core.draft_name import DraftName
+from specgen.core.settings import SamplingSettings
 
 HELP = "Measure which draft and draft length make a target fastest on this machine, or that none does."
 EPILOG = """TAR: accepted / drafted tokens. α: accepted / tested tokens, the figure to compare drafts by.
@@ -130,6 +131,25 @@ class RunOptions:
         Option(("--num-prompts",), "Use only this many prompts, from as many categories as possible.", minimum=1),
     ] = None
     temperature: Annotated[float, Option(g.TEMPERATURE_NAMES, "0 is greedy.", heading=g.SAMPLING)] = 0.0
+    top_k: Annotated[
+        int, Option(("--top-k",), "Sample from the k most likely tokens; 0: from all.", heading=g.SAMPLING)
+    ] = 0
+    top_p: Annotated[
+        float,
+        Option(
+            ("--top-p",),
+            "Sample from the most likely tokens that together have this probability.",
+            heading=g.SAMPLING,
+        ),
+    ] = 1.0
+    min_p: Annotated[
+        float,
+        Option(
+            ("--min-p",),
+            "Drop tokens whose probability is below this fraction of the most likely one's.",
+            heading=g.SAMPLING,
+        ),
+    ] = 0.0
     seed: Annotated[int, Option(("--seed",), "Seed of every run.", heading=g.SAMPLING)] = 0
     same_text: Annotated[
         bool,
@@ -157,6 +177,11 @@ class RunOptions:
             "Give a first result within a minute: -k 4,auto -n 24 -r 3 --num-prompts 3, fewer runs if time runs out.",
         ),
     ] = False
+
+    def sampling(self) -> SamplingSettings:
+        """Returns how tokens are chosen; raises `SettingsError` for a value out of range."""
+        names = ("temperature", "top_k", "top_p", "min_p", "seed", "same_text")
+        return SamplingSettings(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from specgen.render.formatting import (
     format_model,
     format_rate,
     format_speedup,
+    sampling_words,
 )
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
@@ -52,9 +53,8 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     prompts, repeats = (
         format_count(len({getattr(run, name) for run in report.runs}), name) for name in ("prompt", "repeat")
     )
-    how = "greedy"
-    if not config.sampling.is_greedy:
-        how = f"temperature {config.sampling.temperature:g}" + ", same text" * config.sampling.same_text
+    sampling = config.sampling
+    how = [*sampling_words(sampling), *["same text"] * (sampling.same_text and not sampling.is_greedy)]
     targets = [report.target, *([report.other_target] if report.other_target else [])]
     drafters = {setting.label: setting.drafter for setting in report.settings if setting.has_drafter}
     drafts = [
@@ -64,7 +64,7 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     return [
         *(f"target {format_model(target, ascii_only=ascii_only)}" for target in targets),
         *dict.fromkeys(drafts),
-        f"{config.num_tokens} tokens x {prompts} x {repeats}, {how}",
+        f"{config.num_tokens} tokens x {prompts} x {repeats}, {', '.join(how)}",
     ]
 
 
