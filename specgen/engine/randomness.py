@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.engine.transfer import has_numpy_view, is_on_host
 
 BLOCK_TOKENS = 64
 """Tokens of a block in `drawn`."""
@@ -87,7 +88,7 @@ class PositionNoise:
             # In float32 one value in 2^24 is 0 and would always win: with 150,000 tokens that is an arbitrary token at
             # one position in a hundred.
             row = torch.empty(self._vocab_size, dtype=torch.float64, device=generator.device)
-            if row.device.type == "cpu":
+            if is_on_host(row):
                 # What torch's exponential_ computes there, one value after another and three times as slowly.
                 row.uniform_(generator=generator).neg_().log1p_().neg_()
             else:
@@ -111,8 +112,7 @@ def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
     construction. The minimum with the last possible id guards against rounding of the product at the upper end.
     """
     dtype = torch.float32 if probs.device.type == "mps" else uniform.dtype
-    is_wide = probs.shape[0] >= MIN_BLOCKS * BLOCK_TOKENS
-    if is_wide and probs.device.type == "cpu" and probs.dtype in (torch.float32, torch.float64):
+    if probs.shape[0] >= MIN_BLOCKS * BLOCK_TOKENS and has_numpy_view(probs):
         return torch.tensor(_drawn_by_blocks(float(uniform), probs))
     cumulative = probs.cumsum(dim=0, dtype=dtype)
     share = uniform.to(dtype).to(probs.device) * cumulative[-1]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specgen.core.settings import NO_RULES, SamplingSettings, TokenRules
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
-from specgen.engine.transfer import moved
+from specgen.engine.transfer import has_numpy_view, moved
 from specgen.engine.truncation import scaled, truncated_probs, truncates
 
 
@@ -113,7 +114,7 @@ def likeliest_on_host(logits: Tensor) -> tuple[list[float], list[int]] | None:
 
     numpy searches a row of 150,000 values in 13 us. torch takes 150 us: it carries an index with every value.
     """
-    if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.float64):
+    if not has_numpy_view(logits):
         return None
     rows = logits.detach().numpy()
     ids = [int(row.argmax()) for row in rows]
@@ -135,4 +136,12 @@ def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
     """
     if penalty == 1.0 or seen is None:
         return logits
+    if has_numpy_view(logits):
+        # Few tokens are in the text: 0.1 ms instead of 1.0 for a row of 152,000.
+        penalized = logits.clone()
+        for row, marks in zip(penalized.numpy(), seen.numpy(), strict=True):
+            ids = np.flatnonzero(marks)
+            values = row[ids]
+            row[ids] = np.where(values > 0, values / penalty, values * penalty)
+        return penalized
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -19,6 +19,11 @@ def is_on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def has_numpy_view(tensor: Tensor) -> bool:
+    """Returns whether numpy can compute with a tensor where it is."""
+    return is_on_host(tensor) and tensor.dtype in (torch.float32, torch.float64)
+
+
 def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
     """Copies ids to a device, `[n]`."""
     is_cuda = device.type == "cuda"

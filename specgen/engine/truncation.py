@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specgen.core.settings import SamplingSettings
+from specgen.engine.transfer import has_numpy_view, is_on_host
 
 BLOCK_COLUMNS = 64
 """Columns of a block in `largest`."""
@@ -31,7 +32,7 @@ def truncated_probs(logits: Tensor, top_logits: Tensor, settings: SamplingSettin
         top_logits: `[rows]`, the largest of each row.
         settings: Temperature and processors.
     """
-    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+    if has_numpy_view(logits):
         return probs_of_candidates(logits, top_logits, settings)
     return probs_by_sorting(logits, top_logits, settings)
 
@@ -80,7 +81,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     blocks with the largest maxima, so only these are searched.
     """
     num_blocks = values.shape[1] // BLOCK_COLUMNS
-    if values.device.type != "cpu" or num_blocks < max(count, MIN_BLOCKS):
+    if not is_on_host(values) or num_blocks < max(count, MIN_BLOCKS):
         top = values.topk(count)
         return top.values, top.indices
     first_rest = num_blocks * BLOCK_COLUMNS

@@ -12,6 +12,7 @@ from specgen.core.events import DraftSource
 from specgen.core.settings import Verification
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import TokenDistributions
+from specgen.engine.transfer import is_on_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def likelihood_ratios(target_probs: Tensor, draft: Draft) -> Tensor:
     if draft.probs is None:
         return of_target
     of_draft = draft.probs.gather(-1, columns).squeeze(-1)
-    if of_draft.device.type == "cpu":
+    if is_on_host(of_draft):
         assert bool((of_draft > 0).all()), "a drafter gave probability 0 to a token it proposed"
     return of_target / of_draft
 
