@@ -22,7 +22,7 @@ NUM_CONTEXT_TOKENS = 256
 LONGEST_TIMED_PASS = 17
 """v(n) of longer passes is not needed for `auto`."""
 TIMING_SHARE = 0.03
-"""So much of a benchmark's time passes are timed again, between its prompts."""
+"""Largest share of the time of the runs in which passes are timed again, between prompts."""
 
 
 class Benchmark:
@@ -154,6 +154,8 @@ class Benchmark:
             self._is_out_of_time |= limit is not None and prompt > 0 and self._elapsed_seconds() > limit
             if self._is_out_of_time:
                 return
+            if self._timer and self._runs:
+                self._timer.sample_again(TIMING_SHARE)
             # The direction alternates from prompt to prompt and, for each prompt, from repeat to repeat.
             step = -1 if (prompt + repeat) % 2 else 1
             num_before = len(self._runs)
@@ -171,8 +173,6 @@ class Benchmark:
             if self._is_interrupted:
                 return
             yield self._step("prompt")
-            if self._timer:
-                self._timer.sample_again(TIMING_SHARE)
 
     def _is_compared(self, index: int, baseline: int) -> bool:
         """Returns whether the text of a setting is to be that of a baseline."""

@@ -203,8 +203,7 @@ def _drafting_seconds(counts: Counts, costs: PassCosts) -> float:
     seconds = costs.draft_seconds * (counts.num_draft_passes - sum(counts.tree_pass_histogram))
     seconds += _sum_over(counts.tree_pass_histogram, costs.tree_pass_seconds or {1: costs.draft_seconds})
     seconds += _sum_over(counts.reading_histogram, costs.reading_seconds or {1: 0.0, 2: costs.catch_up_seconds})
-    num_first = sum(counts.reading_histogram) or counts.timed.num_rounds - counts.num_timed_plain_rounds
-    seconds += costs.cold_seconds * num_first
+    seconds += costs.cold_seconds * counts.num_cold_drafts
     return seconds + costs.catch_up_seconds * max(counts.num_whole_drafts - 1, 0)
 
 

@@ -50,6 +50,9 @@ class Counts:
     fed_histogram: list[int] = field(default_factory=list)
     """In these rounds: drafts without a rejected token that don't report what their passes read; passes of the draft
     model; `[n]`: rounds whose target pass fed exactly n tokens, see `Round.num_fed`."""
+    num_cold_drafts: int = 0
+    """Drafts that began with one of these passes after a pass of the target: the first one of a text follows the draft
+    model's own prefill."""
     tree_pass_histogram: list[int] = field(default_factory=list)
     reading_histogram: list[int] = field(default_factory=list)
     """Of `num_draft_passes`, `[n]`: in drafts that branched, passes over n tokens, each first one as if over one; and
@@ -132,6 +135,7 @@ class Counts:
                 self.resumed_seconds += round_.draft_seconds
             elif round_.source != "lookup":
                 self.num_draft_passes += round_.num_draft_passes
+                self.num_cold_drafts += self.num_rounds > 1 and round_.num_draft_passes > 0
                 self._observe_draft_passes(round_)
             _count(self.fed_histogram, round_.num_fed)
         self.observe_positions(num_drafted, round_.num_accepted)

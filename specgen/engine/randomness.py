@@ -123,8 +123,8 @@ def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
 def _drawn_by_blocks(uniform: float, probs: Tensor) -> int:
     """Computes `drawn` in host memory: first the block of the token, then the token in it."""
     first_rest = probs.shape[0] // BLOCK_TOKENS * BLOCK_TOKENS
-    blocks = probs[:first_rest].view(-1, BLOCK_TOKENS).sum(dim=1, dtype=torch.float64).numpy()
-    values = probs.numpy()
+    blocks = probs[:first_rest].view(-1, BLOCK_TOKENS).sum(dim=1, dtype=torch.float64).detach().numpy()
+    values = probs.detach().numpy()
     ends = np.append(blocks, values[first_rest:].sum(dtype=np.float64)).cumsum()
     share = uniform * ends[-1]
     block = min(ends.searchsorted(share, "right"), ends.searchsorted(ends[-1]))

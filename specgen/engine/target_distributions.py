@@ -78,7 +78,10 @@ class TargetDistributions:
 
 
 class RowsOnDemand:
-    """The target's distributions, each computed when it is asked for: a path reaches few rows of a tree."""
+    """The target's distributions, each computed when it is asked for: a path reaches few rows of a tree.
+
+    Logits of other rows are not looked at, even if they are not finite: the target alone would not compute them.
+    """
 
     def __init__(self, target: TargetDistributions, logits: Tensor, num_before: int, draft: Draft) -> None:
         self._target, self._logits, self._num_before, self._ids = target, logits, num_before, draft.ids

@@ -15,8 +15,6 @@ BLOCK_COLUMNS = 64
 """Columns of a block in `largest`."""
 MIN_BLOCKS = 256
 """Rows of fewer blocks are searched whole."""
-ROUNDING_SHARE = 1e-3
-"""By this share a bound on probabilities is lowered, so that their rounding removes no token too many."""
 
 
 def truncates(settings: SamplingSettings, width: int) -> bool:
@@ -69,8 +67,11 @@ def probs_of_candidates(logits: Tensor, top_logits: Tensor, settings: SamplingSe
 def scaled(logits: Tensor, top_logits: Tensor, temperature: float) -> Tensor:
     """Divides logits by the temperature, after the row's largest is subtracted.
 
-    So tiny temperatures don't overflow: 0 stays 0, the rest goes to minus infinity.
+    So a tiny temperature doesn't overflow: 0 stays 0, the rest goes to minus infinity. One outside of the logits' type
+    would be 0 or infinity there.
     """
+    limits = torch.finfo(logits.dtype)
+    temperature = min(max(temperature, limits.tiny), limits.max)
     return (logits - top_logits.unsqueeze(-1)).div_(temperature)
 
 
@@ -105,19 +106,15 @@ def _fill(out: Any, places: Any | None, weights: Any, settings: SamplingSettings
     total = float(weights.sum())
     removed_mass = (1.0 - settings.top_p) * total
     # Tokens below an equal share of the mass that top-p removes have less than it together.
-    bound = max(removed_mass / len(weights), settings.min_p) * (1.0 - ROUNDING_SHARE)
-    likely = np.flatnonzero(weights >= bound)
+    likely = np.flatnonzero(weights >= max(removed_mass / len(weights), settings.min_p))
     weights = weights[likely].astype(np.float64)
     places = likely if places is None else places[likely]
-    order = np.argsort(weights, kind="stable")
-    weights, places = weights[order], places[order]
     if settings.top_p < 1.0:
+        order = np.argsort(weights)
+        weights, places = weights[order], places[order]
         mass_below = total - weights.sum()
         is_kept = mass_below + np.cumsum(weights) > removed_mass
         is_kept[-1:] = True
-        weights, places = weights[is_kept], places[is_kept]
-    if settings.min_p > 0.0:
-        is_kept = weights >= settings.min_p
         weights, places = weights[is_kept], places[is_kept]
     out[places] = weights / weights.sum()
 

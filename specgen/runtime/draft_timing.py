@@ -69,11 +69,7 @@ class DraftTimer:
             num_tree_nodes: Most tokens of a tree; 0: drafts don't branch.
         """
         ids = self._ids
-        if self._has_model:
-            # The target's pass leaves its own weights in the processor's caches.
-            self._target.logits(ids, 1)
-            self._target.rewind(len(ids) - 1)
-        cold_seconds, _ = self._timed(len(ids) - 1, 1, _MeasuredLength())
+        cold_seconds = self._seconds_after_target() if self._has_model else 0.0
         seconds, draft = self._timed(len(ids) - 1, NUM_DRAFTED, _MeasuredLength())
         if not self._has_model:
             return DraftSample(seconds)
@@ -84,6 +80,12 @@ class DraftTimer:
         by_rows = self._tree_passes(num_tree_nodes) if num_tree_nodes else {}
         self._drafter.rewind(len(ids) - 1)
         return DraftSample(seconds / max(num_passes, 1), reading, by_rows, cold_seconds - first[1])
+
+    def _seconds_after_target(self) -> float:
+        """Returns the seconds of a token after a pass of the target, whose weights the processor's caches hold then."""
+        self._target.logits(self._ids, 1)
+        self._target.rewind(len(self._ids) - 1)
+        return self._timed(len(self._ids) - 1, 1, _MeasuredLength())[0]
 
     def _tree_passes(self, num_nodes: int) -> dict[int, float]:
         """Returns the seconds of a pass by its rows; nothing if drafts don't branch."""

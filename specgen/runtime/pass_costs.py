@@ -87,7 +87,7 @@ class PassTimer:
         self._labels = list(drafts)
         self._turns: list[_Turn] = []
         self._num_turns = 0
-        self._first_end = self._seconds_since = 0.0
+        self._first_end = self._seconds_since = self._turn_seconds = 0.0
         self._has_failed = False
 
     def sample(self, count: int) -> None:
@@ -97,6 +97,7 @@ class PassTimer:
         """
         models = (self._target, *(models.draft for models in self._drafts.values()))
         num_warmups = 0 if self._num_turns else num_warmup_passes(*models)
+        started = self._options.wall_clock()
         self._clear_caches()
         self._target.feed(self._ids[:-1])
         for number in range(num_warmups + count):
@@ -108,28 +109,31 @@ class PassTimer:
         self._clear_caches()
         if not self._first_end:
             self._first_end = self._options.wall_clock()
+            self._turn_seconds = (self._first_end - started) / max(num_warmups + count, 1)
 
     def sample_again(self, share: float) -> None:
-        """Times everything once more if calls of this took less than `share` of the time since the first timing.
+        """Times everything once more if calls of this take up to `share` of the time since the first timing.
 
         A machine that got slower or faster since then would bend a prediction of what ran meanwhile.
         """
         started = self._options.wall_clock()
-        if self._has_failed or self._seconds_since > share * (started - self._first_end):
+        if self._has_failed or self._seconds_since + self._turn_seconds > share * (started - self._first_end):
             return
         try:
             self.sample(1)
         except SpecgenError:
             self._has_failed = True  # runs will report the reason
             self._clear_caches()
-        self._seconds_since += self._options.wall_clock() - started
+        self._turn_seconds = self._options.wall_clock() - started
+        self._seconds_since += self._turn_seconds
 
     def costs(self) -> MeasuredCosts:
         """Returns the medians so far, without those of drafts that failed."""
         if not self._turns:
             return MeasuredCosts({}, {})
         step_seconds = median(turn.verify_seconds[1] for turn in self._turns)
-        scaled = [(turn, step_seconds / turn.verify_seconds[1]) for turn in self._turns]
+        # A coarse clock may not advance in a pass.
+        scaled = [(turn, step_seconds / (turn.verify_seconds[1] or step_seconds or 1.0)) for turn in self._turns]
         verify = _medians([(turn.verify_seconds, factor) for turn, factor in scaled])
         tokens, trees, reading, cold = {}, {}, {}, {}
         for label in self._labels:
@@ -138,7 +142,8 @@ class PassTimer:
                 tokens[label] = median(one.token_seconds * factor for one, factor in samples)
                 trees[label] = _medians([(one.tree_pass_seconds, factor) for one, factor in samples])
                 reading[label] = _medians([(one.reading_seconds, factor) for one, factor in samples])
-                cold[label] = max(median(one.cold_seconds * factor for one, factor in samples), 0.0)
+                if reading[label]:  # lookup has no passes
+                    cold[label] = max(median(one.cold_seconds * factor for one, factor in samples), 0.0)
         return MeasuredCosts(
             verify,
             tokens,
@@ -166,8 +171,9 @@ class PassTimer:
                 timer = DraftTimer(self._drafts[label], self._ids, self._options.sampling, self._read)
                 drafts[label] = timer.sample(self._options.tree_nodes.get(label, 0))
             except DraftError:
-                # Its runs will report the reason.
-                self._labels.remove(label)
+                if not any(label in turn.drafts for turn in self._turns):
+                    # Its runs will report the reason.
+                    self._labels.remove(label)
         return _Turn({n: mean(seconds) for n, seconds in passes.items()}, drafts)
 
     def _clear_caches(self) -> None:

@@ -14,10 +14,12 @@ from scipy import stats
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.bench.runner import Benchmark
-from specgen.core.errors import PromptError
+from specgen.core.errors import DraftError, PromptError
 from specgen.core.settings import SamplingSettings
 from specgen.models.cached_model import CachedModel
 from specgen.render.bench.columns import method_lines
+from specgen.runtime.draft_timing import DraftTimer
+from specgen.runtime.pass_costs import PassTimer, TimingOptions
 from tests.bench.virtual import VirtualClock, benchmark, expected_rounds, finished, plain_rule
 from tests.profiles import thorough_except
 from tests.toys import random_toy, save_toy
@@ -95,6 +97,75 @@ def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
     assert not tree.forecast.by_length
 
 
+def test_passes_are_timed_again_in_a_small_share_of_the_time(
+    toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = []
+    sample = PassTimer.sample
+
+    def timed(self: PassTimer, count: int) -> None:
+        started = clock.now
+        sample(self, count)
+        seconds.append(clock.now - started)
+
+    monkeypatch.setattr(PassTimer, "sample", timed)
+    finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL, num_prompts=6))
+
+    first, *again = seconds
+    assert again
+    assert sum(again) < 0.03 * (clock.now - first)
+
+
+def test_a_clock_that_does_not_advance_gives_costs_without_an_error(toys: dict[str, Path], clock: VirtualClock) -> None:
+    clock.rule = lambda *_: 0.0
+
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SHORT))
+
+    assert report.costs is not None
+    assert set(report.costs.verify_seconds.values()) == {0.0}
+
+
+def test_a_draft_that_is_slower_after_a_pass_of_the_target_is_predicted(
+    toys: dict[str, Path], clock: VirtualClock
+) -> None:
+    """As on a CPU, whose caches then hold the target's weights."""
+    was_target = True
+
+    def rule(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
+        nonlocal was_target
+        is_cold, was_target = was_target and not is_target, is_target
+        return plain_rule(clock, is_target, num_tokens) + 0.3 * is_cold
+
+    clock.rule = rule
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (3,), SMALL))
+
+    drafted = figures_by_setting(report)[1]
+    assert report.costs is not None
+    assert report.costs.cold_seconds == pytest.approx({drafted.setting.label: 0.3})
+    assert drafted.predicted_speedup == pytest.approx(drafted.speedup)
+    assert drafted.forecast is not None
+    assert drafted.forecast.by_length[3] == pytest.approx(drafted.speedup, rel=0.02)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_draft_that_fails_while_it_is_timed_keeps_its_earlier_costs(
+    toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SHORT)
+    models = made.configurations[1].models
+    timer = PassTimer({"wrong": models}, [1, 2, 3], 4, TimingOptions(clock=clock, wall_clock=clock))
+    if not is_first:
+        timer.sample(1)
+
+    def failing(*_: object) -> None:
+        raise DraftError("planted")
+
+    monkeypatch.setattr(DraftTimer, "sample", failing)
+    timer.sample(1)
+
+    assert ("wrong" in timer.costs().draft_seconds) != is_first
+
+
 @pytest.mark.thorough
 def test_a_machine_that_was_slow_at_first_does_not_bend_the_prediction(
     toys: dict[str, Path], clock: VirtualClock
@@ -105,7 +176,7 @@ def test_a_machine_that_was_slow_at_first_does_not_bend_the_prediction(
         return plain_rule(clock, is_target, num_tokens) * (3 if is_slow and is_target and num_tokens == 1 else 1)
 
     clock.rule = rule
-    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL, num_prompts=8)
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL, num_prompts=12)
     for step in made:
         is_slow &= step.stage == "reading"
 

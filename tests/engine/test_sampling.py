@@ -116,6 +116,18 @@ def test_a_draft_on_the_cpu_draws_with_the_noise_of_a_target_on_another_device(m
         assert ids.tolist() == (logits.softmax(-1) / values).argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_a_temperature_outside_of_float32_is_the_nearest_inside(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, -torch.inf, 2.0]])
+
+    probs = token_distributions(logits, SamplingSettings(temperature, top_p=top_p)).probs
+
+    expected = [0.0, 1.0, 0.0, 0.0] if temperature < 1 else [1 / 3, 1 / 3, 0.0, 1 / 3]
+    assert probs is not None
+    assert probs[0].tolist() == pytest.approx(expected)
+
+
 @pytest.mark.fault("F10")
 def test_a_tiny_temperature_equals_greedy() -> None:
     rows = token_distributions(torch.tensor([[1.0, 3.0, 2.999]]), SamplingSettings(temperature=1e-30))
