@@ -142,6 +142,7 @@ class TargetPass:
             return verify_greedy(*top, draft)
         draft = _on_device(draft, logits.device)
         randomness = self._sampler.randomness
+        # Whether a draft from a device is sound is read with the verdict.
         if not is_on_host(logits) or draft.is_finite is not None:
             return verify_on_device(self._distributions.of_all(logits, ids, draft), draft, randomness, self._rule)
         rows, draft_ids = self._distributions.on_demand(logits, ids, draft), draft.ids.tolist()

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from specgen.core.results import LogitGap
-from specgen.engine import verification
+from specgen.engine import target_pass
 from specgen.engine.drafters import model as drafters
+from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import TokenDistributions
+from specgen.engine.verification import Draft, Rows
 from specgen.verify import checks
 from specgen.verify.checks import PROCESSORS
 from specgen.verify.results import TextCheck
@@ -22,7 +24,16 @@ def test_the_decoding_loop_has_the_exact_distribution_of_the_target(distribution
 
 @pytest.mark.thorough
 def test_a_wrong_residual_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "residual_distribution", lambda target_probs, draft_probs: target_probs)
+    original = target_pass.verify_block_by_rows
+
+    def wrong(target: Rows, draft: Draft, randomness: Randomness) -> tuple[int, int]:
+        """Draws the token after a rejected one from the target's whole distribution."""
+        num_accepted, target_id = original(target, draft, randomness)
+        probs = target.row(num_accepted).probs
+        assert probs is not None
+        return num_accepted, int(randomness.draw(probs[0])) if num_accepted < len(draft.ids) else target_id
+
+    monkeypatch.setattr(target_pass, "verify_block_by_rows", wrong)
     monkeypatch.setattr(checks, "PROCESSORS", {"plain": PROCESSORS["plain"]})
 
     assert any(not error.is_exact for error in checks.distribution_errors())
