@@ -97,6 +97,7 @@ def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
     assert not tree.forecast.by_length
 
 
+@pytest.mark.thorough
 def test_passes_are_timed_again_in_a_small_share_of_the_time(
     toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
