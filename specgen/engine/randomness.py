@@ -13,8 +13,8 @@ from specgen.engine.transfer import has_numpy_view, is_on_host
 
 BLOCK_TOKENS = 64
 """Tokens of a block in `drawn`."""
-MIN_BLOCKS = 256
-"""Distributions over fewer blocks are summed token by token."""
+WIDE_TOKENS = 2**14
+"""Distributions over fewer tokens are summed token by token."""
 
 
 class Randomness(Protocol):
@@ -112,7 +112,7 @@ def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
     construction. The minimum with the last possible id guards against rounding of the product at the upper end.
     """
     dtype = torch.float32 if probs.device.type == "mps" else uniform.dtype
-    if probs.shape[0] >= MIN_BLOCKS * BLOCK_TOKENS and has_numpy_view(probs):
+    if probs.shape[0] >= WIDE_TOKENS and has_numpy_view(probs):
         return torch.tensor(_drawn_by_blocks(float(uniform), probs))
     cumulative = probs.cumsum(dim=0, dtype=dtype)
     share = uniform.to(dtype).to(probs.device) * cumulative[-1]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.engine.randomness import Randomness
-from specgen.engine.verification import Draft, Rows, acceptance_probabilities, residual_distribution
+from specgen.engine.verification import Draft, Rows, acceptance_probabilities, normalized, residual_distribution
 
 
 def verify_tree(target: Rows, draft: Draft, tree: DraftTree, randomness: Randomness) -> tuple[list[int], int]:
@@ -75,6 +74,4 @@ def _accepted_child(
 
 def _without(probs: Tensor, token: Tensor) -> Tensor:
     """Computes `residual_distribution` for a draft that is a point mass at `token` `[1]`."""
-    rest = probs.index_fill(0, token, 0.0)
-    total = rest.sum()
-    return torch.where(total > 0, rest / torch.where(total > 0, total, 1.0), probs)
+    return normalized(probs.index_fill(0, token, 0.0), probs)

@@ -121,8 +121,8 @@ def _verify_block(target_probs: Tensor, ids: Tensor, draft_probs: Tensor, random
 def verify_block_by_rows(target: Rows, draft: Draft, randomness: Randomness) -> tuple[int, int]:
     """Does what `verify` does by the rule `block` for a drawn draft in host memory, and skips what decides nothing.
 
-    The longest accepted prefix is kept, so prefixes are decided from the longest on. Those with a token that the target
-    never writes have the weight 0.
+    The longest accepted prefix is kept, so prefixes are decided from the longest on, by the probabilities in
+    `_verify_block`. Those with a token that the target never writes have the weight 0.
 
     Returns:
         The number of kept tokens, and the target's own token after them.
@@ -189,9 +189,13 @@ def residual_distribution(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     With `draft_probs` zero everywhere it is the target's own distribution, that of the bonus token. If the two
     distributions are equal up to rounding, it is the target's too (a rejection then has probability zero anyway).
     """
-    rest = (target_probs - draft_probs).clamp(min=0.0)
+    return normalized((target_probs - draft_probs).clamp(min=0.0), target_probs)
+
+
+def normalized(rest: Tensor, otherwise: Tensor) -> Tensor:
+    """Divides `rest` by its sum; returns `otherwise` where that is 0. Needs no host read."""
     total = rest.sum()
-    return torch.where(total > 0, rest / torch.where(total > 0, total, 1.0), target_probs)
+    return torch.where(total > 0, rest / torch.where(total > 0, total, 1.0), otherwise)
 
 
 def _draft_distribution_at(position: Tensor, draft: Draft, like: Tensor) -> Tensor:

@@ -69,10 +69,10 @@ class DraftTimer:
             num_tree_nodes: Most tokens of a tree; 0: drafts don't branch.
         """
         ids = self._ids
-        cold_seconds = self._seconds_after_target() if self._has_model else 0.0
-        seconds, draft = self._timed(len(ids) - 1, NUM_DRAFTED, _MeasuredLength())
         if not self._has_model:
-            return DraftSample(seconds)
+            return DraftSample(self._timed(len(ids) - 1, NUM_DRAFTED, _MeasuredLength())[0])
+        cold_seconds = self._seconds_after_target()
+        seconds, draft = self._timed(len(ids) - 1, NUM_DRAFTED, _MeasuredLength())
         # A draft with another vocabulary may take more passes than it proposes tokens.
         num_passes = draft.ids.shape[0] if draft.num_passes is None else draft.num_passes
         first = {n: self._timed(len(ids) - n, 1, _MeasuredLength())[0] for n in (1, *FEW_TOKENS) if n <= len(ids)}

@@ -27,7 +27,7 @@ GROUP_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class TimingOptions:
-    """Options of `measure_pass_costs`.
+    """Options of a `PassTimer`.
 
     Args:
         sampling: How the draft chooses its tokens.

@@ -59,7 +59,7 @@ def test_a_token_drawn_by_blocks_is_that_of_the_cumulative_distribution(
     at = torch.tensor([uniform], dtype=torch.float64)
     expected = int(drawn(at, probs))
 
-    with patch.object(randomness, "MIN_BLOCKS", 0):
+    with patch.object(randomness, "WIDE_TOKENS", 0):
         found = int(drawn(at, probs))
 
     assert probs[found] > 0
@@ -72,7 +72,7 @@ def test_a_block_of_tiny_probabilities_after_a_large_one_loses_no_token(uniform:
     probs = torch.zeros(192, dtype=torch.float64)
     probs[3], probs[70:120] = 1.0, 1e-17
 
-    with patch.object(randomness, "MIN_BLOCKS", 0):
+    with patch.object(randomness, "WIDE_TOKENS", 0):
         assert probs[int(drawn(torch.tensor([uniform], dtype=torch.float64), probs))] > 0
         assert probs[int(drawn(torch.tensor([1.0], dtype=torch.float64), probs))] > 0
 
