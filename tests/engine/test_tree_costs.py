@@ -21,7 +21,7 @@ from specgen.engine.draft_length.draft_cost import DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.row_cost import RowCost
-from specgen.engine.draft_length.tree_length import TreeLength
+from specgen.engine.draft_length.tree_length import AcceptanceByShare, TreeLength
 from specgen.engine.draft_length.tree_plan import Branching, Step
 from specgen.engine.drafters.tree import TreeDrafter
 from specgen.engine.enumeration import TableModel
@@ -217,3 +217,30 @@ def test_trees_by_cost_are_not_slower_than_chains(draft_price: Price, target_pri
     trees, chains = (answer(draft_price, target_price, has_trees=has) for has in (True, False))
 
     assert trees.seconds <= 1.02 * chains.seconds
+
+
+class BeginsBadly(TimedTable):
+    """A draft that is sure of wrong tokens at the first places."""
+
+    def _rows(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        rows = super()._rows(tokens, positions)
+        return torch.stack([row.roll(1) if at < 12 else row for row, at in zip(rows, positions, strict=True)])
+
+
+@pytest.mark.parametrize("has_trees", [False, True])
+def test_a_first_draft_that_is_rejected_does_not_end_drafting(has_trees: bool) -> None:
+    """A tree of ten passes would take as long as two tokens: more than the text may lose."""
+    table = 8 * torch.randn(NUM_PLACES, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
+    clock, costs = Clock(), CostTable({n: flat(n) for n in range(1, 18)})
+    prices = CostAwareLength(costs, DraftCost(0.17, costs), acceptance=0.9)
+    shares = AcceptanceByShare()
+    shares.mean = 0.9
+    policy = TreeLength(16, prices, is_fixed=False, acceptance=shares) if has_trees else prices
+    models = [TimedTable(table, clock, flat), BeginsBadly(table, clock, lambda n: 0.17)]
+    drafter = TreeDrafter(models[1], VOCAB_SIZE, sampler())
+
+    events = decode(models[0], drafter, [1, 2], sampler(), DecodeOptions(DecodeSettings(64, 16), policy, clock=clock))
+    rounds = rounds_of(list(events))
+
+    assert rounds[1].num_accepted == 0, "the first draft is rejected"
+    assert clock.now < 40

@@ -104,12 +104,19 @@ class ModelDrafts:
     def losses_where_it_pays(self) -> Iterator[float]:
         """Yields the loss of a rejected draft, in tokens of plain decoding, for each length ahead that should pay."""
         margin = MARGIN if not self.num_drafted else 0.0
-        one, pass_seconds = self._costs.seconds(1), self._replay.pass_seconds(1)
         for length, gain in enumerate(self._gains_ahead(), self.num_drafted + 1):
             if gain > margin:
-                passes = self._num_passes + (length - self.num_drafted) * self._passes_per_token.mean
-                seconds = passes * self._draft_cost.typical_seconds + self._replay.optimistic_seconds(length + 1)
-                yield (seconds - pass_seconds) / one
+                yield self.loss(length)
+
+    def loss(self, length: int) -> float:
+        """Returns the tokens of plain decoding that a draft of so many tokens loses if it is rejected."""
+        further = (length - self.num_drafted) * self._passes_per_token.mean * self._draft_cost.typical_seconds
+        return (further + self._replay.optimistic_seconds(length + 1) - self.seconds_left(0.0)) / self._costs.seconds(1)
+
+    def seconds_left(self, loss: float) -> float:
+        """Returns what further passes of the draft and the target's pass may take, to lose so many tokens at most."""
+        drafting = self._num_passes * self._draft_cost.typical_seconds
+        return loss * self._costs.seconds(1) + self._replay.pass_seconds(1) - drafting
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
         """Returns whether a draft of the model gains more than a lookup draft.

@@ -6,6 +6,8 @@ So no drafted token is discarded, and the target's distribution stays exact.
 
 from __future__ import annotations
 
+from math import inf
+
 from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence, LookupMatch
 from specgen.engine.draft_length.baseline_refresh import BaselineRefresh
@@ -53,7 +55,7 @@ class CostAwareLength:
         self._limit = LossLimit()
         self._baseline = BaselineRefresh()
         self._trial_length = 0
-        self._affordable = 0.0
+        self._affordable = inf
         """Loss that this round's draft may risk, without reading missed tokens."""
         self._is_stopped = False
         """Whether the model would draft, but must not lose more."""
@@ -62,6 +64,11 @@ class CostAwareLength:
     def rate(self) -> float:
         """Tokens per second of the recent rounds, which value time."""
         return self._throughput.rate
+
+    @property
+    def risked_seconds(self) -> float:
+        """What the rest of this round's draft and the target's pass may take if no token is accepted."""
+        return self._model.seconds_left(self._affordable)
 
     def start_text(self, prefill: Prefill) -> None:
         self._model.start_text(prefill)
@@ -135,6 +142,7 @@ class CostAwareLength:
             self._trial_length, loss = trial
             if self._exploration.can_lose(loss) and loss <= self._limit.left(loss):
                 self._exploration.start_trial(loss)
+                self._affordable = self._model.loss(self._trial_length)
         return self._exploration.is_trial
 
     def _is_baseline_due(self) -> bool:

@@ -170,11 +170,13 @@ class TreeLength:
         return branching.reach * self.acceptance.estimate(shares[position]) if position < len(shares) else 0.0
 
     def _best_plan(self, plans: Sequence[Plan], num_drafted: int, prices: CostAwareLength) -> Plan:
-        """Returns the plan that gains most tokens, less those that the time of its passes is worth."""
-        costs, draft_cost, rate = prices.costs, prices.draft_cost, prices.rate
-        num_affordable = max(costs.longest_trial - num_drafted, 0)
-        one = costs.optimistic_seconds(num_drafted + 1)
-        lost = [rate * (costs.optimistic_seconds(num_drafted + n + 1) - one) for n in range(self.num_nodes + 1)]
+        """Returns the plan that gains most tokens, less those that the time of its passes is worth.
+
+        If no token is accepted, it must not take longer than the text may lose.
+        """
+        costs, draft_cost, rate, risked = prices.costs, prices.draft_cost, prices.rate, prices.risked_seconds
+        most = max(costs.longest_trial - num_drafted, 0)
+        seconds = [costs.optimistic_seconds(num_drafted + n + 1) for n in range(self.num_nodes + 1)]
         best, best_gain = plans[0], -inf
         if not draft_cost.rows.is_measured and self._num_rounds % 2:
             # Passes of the same size in all rounds would not show what a further token costs.
@@ -183,8 +185,11 @@ class TreeLength:
             gains = [0.0, *accumulate(token.value for token in plan.tokens)]
             size = len(plan.tokens)
             if not self._is_fixed:
-                gains = [gain - loss for gain, loss in zip(gains, lost, strict=False)][: num_affordable + 1]
-                size = max(range(len(gains)), key=gains.__getitem__)
+                left = risked - (draft_cost.seconds * draft_cost.rows.passes([len(plan.fed)]) if plan.fed else 0.0)
+                gains = [gain - rate * (here - seconds[0]) for gain, here in zip(gains, seconds, strict=False)]
+                # One token costs little by now, and `should_draft` has permitted it.
+                sizes = [n for n in range(min(len(gains), most + 1)) if n <= 1 or seconds[n] <= left]
+                size = max(sizes, key=gains.__getitem__)
             sized = Plan(plan.tokens[:size])
             num_fed = len(sized.fed)
             drafting = draft_cost.seconds * draft_cost.rows.passes([num_fed]) if num_fed else 0.0
