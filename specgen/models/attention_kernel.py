@@ -107,6 +107,7 @@ class AttentionKernel:
         self._chunk = CHUNK_BYTES // (4 * TOGETHER * shape.head_size) * TOGETHER
         self.code = NativeCode(attention_code(shape) + store_code(shape, ARGUMENTS))
         self._run: Function = self.code.function("run", 4)
+        self._move: Function = self.code.function("move", 6)
 
     @property
     def rotary_size(self) -> int:
@@ -139,6 +140,20 @@ class AttentionKernel:
         arguments = _Arguments(*self.arguments(new, stored, seen, scale, (outputs, scores)))
         self._run(ctypes.addressof(arguments), 0, openmp_parallel() or 0, torch.get_num_threads())
         return outputs
+
+    def move(self, stored: Sequence[Tensor], positions: Sequence[int], first: int) -> None:
+        """Moves positions of stored keys and values to those from `first` on.
+
+        Args:
+            stored: float32 `[kv_heads, capacity, head_size]` each, contiguous and of one size.
+            positions: In ascending order, none of them in front of its new place; at least one.
+            first: Where the first of them goes.
+        """
+        # By torch that takes three calls for each tensor: 0.5 ms for 30 layers, a tenth of a pass of SmolLM2-135M.
+        tensors = (ctypes.c_int64 * len(stored))(*[tensor.data_ptr() for tensor in stored])
+        places = (ctypes.c_int64 * len(positions))(*positions)
+        addresses = ctypes.addressof(tensors), ctypes.addressof(places)
+        self._move(addresses[0], len(stored), stored[0].stride(0), addresses[1], first, len(positions))
 
     def arguments(
         self,

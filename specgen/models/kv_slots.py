@@ -90,7 +90,11 @@ class SliceSlots(StoredSlots):
         num_in_place = next((index for index, row in enumerate(rows) if row != index), len(rows))
         if num_in_place == len(rows):
             return
-        moved = torch.tensor(rows[num_in_place:], device=self._like.device) + first
+        positions = [first + row for row in rows[num_in_place:]]
+        if self._kernel is not None:
+            self._kernel.move([*self._keys, *self._values], positions, first + num_in_place)
+            return
+        moved = torch.tensor(positions, device=self._like.device)
         for tensor in (*self._keys, *self._values):
             tensor.narrow(1, first + num_in_place, len(moved)).copy_(tensor.index_select(1, moved))
 

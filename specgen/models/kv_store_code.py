@@ -1,4 +1,4 @@
-"""Writes what rotates queries and keys of new rows, and stores the keys and values, for the attention kernel."""
+"""Writes what rotates queries and keys of new rows, stores keys and values, and moves them, in LLVM IR."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def store_code(shape: AttentionShape, arguments: Mapping[str, str]) -> str:
-    """Returns the function `store`.
+    """Returns the functions `store` and `move`.
 
     Args:
-        arguments: The attention kernel's `ARGUMENTS`; the function gets their address.
+        arguments: The attention kernel's `ARGUMENTS`; `store` gets their address.
     """
-    return _rotate(shape) + _store(shape, arguments)
+    return _rotate(shape) + _store(shape, arguments) + _move(shape)
 
 
 def _rotate(shape: AttentionShape) -> str:
@@ -113,6 +113,62 @@ row_end:
   %row_next = add i64 %row, 1
   %row_more = icmp ult i64 %row_next, %num_rows
   br i1 %row_more, label %rows_loop, label %exit
+exit:
+  ret void
+}}
+"""
+
+
+def _move(shape: AttentionShape) -> str:
+    """Returns the function that moves positions of stored keys and values to the front, in order.
+
+    Its arguments are the addresses of all keys and values, their number, the values from a head to the next, the
+    addresses of `%count` positions, int64, and the position where the first of them goes. None of them is in front of
+    its new place.
+    """
+    copies = []
+    for at in range(0, shape.head_size, LANES):
+        copies += [
+            *load(f"x{at}", FLOATS, "from", "float", str(at)),
+            f"  %to{at} = getelementptr float, ptr %to, i64 {at}",
+            f"  store {FLOATS} %x{at}, ptr %to{at}, align 4",
+        ]
+    copied = "\n".join(copies)
+    return f"""
+define void @move(ptr %tensors, i64 %num_tensors, i64 %head_stride, ptr %positions, i64 %first, i64 %count) {{
+entry:
+  br label %tensors_loop
+tensors_loop:
+  %index = phi i64 [ 0, %entry ], [ %index_next, %tensor_end ]
+  %tensor_at = getelementptr i64, ptr %tensors, i64 %index
+  %tensor = load ptr, ptr %tensor_at
+  br label %heads_loop
+heads_loop:
+  %head = phi i64 [ 0, %tensors_loop ], [ %head_next, %head_end ]
+  %head_offset = mul i64 %head, %head_stride
+  %head_here = getelementptr float, ptr %tensor, i64 %head_offset
+  br label %positions_loop
+positions_loop:
+  %i = phi i64 [ 0, %heads_loop ], [ %i_next, %positions_loop ]
+  %position_at = getelementptr i64, ptr %positions, i64 %i
+  %position = load i64, ptr %position_at
+  %from_offset = mul i64 %position, {shape.head_size}
+  %from = getelementptr float, ptr %head_here, i64 %from_offset
+  %place = add i64 %first, %i
+  %to_offset = mul i64 %place, {shape.head_size}
+  %to = getelementptr float, ptr %head_here, i64 %to_offset
+{copied}
+  %i_next = add i64 %i, 1
+  %i_more = icmp ult i64 %i_next, %count
+  br i1 %i_more, label %positions_loop, label %head_end
+head_end:
+  %head_next = add i64 %head, 1
+  %head_more = icmp ult i64 %head_next, {shape.num_heads // shape.group}
+  br i1 %head_more, label %heads_loop, label %tensor_end
+tensor_end:
+  %index_next = add i64 %index, 1
+  %index_more = icmp ult i64 %index_next, %num_tensors
+  br i1 %index_more, label %tensors_loop, label %exit
 exit:
   ret void
 }}

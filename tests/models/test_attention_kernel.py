@@ -368,3 +368,17 @@ def test_a_planted_bug_of_storing_is_noticed(monkeypatch: pytest.MonkeyPatch, ol
             test_new_rows_are_rotated_and_stored_as_torch_does_it_bit_for_bit(64, 5)
     finally:
         attention_kernel.cache_clear()
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("positions", [[21], [20, 22, 31], [23, 24, 25, 60]])
+def test_positions_move_to_the_front_in_all_layers(shape: AttentionShape, positions: list[int]) -> None:
+    tensors = [tensor for _ in range(3) for tensor in stored(shape)]
+    expected = [tensor.clone() for tensor in tensors]
+    for tensor in expected:
+        tensor[:, 20 : 20 + len(positions)] = tensor[:, positions]
+
+    kernel_of(shape).move(tensors, positions, 20)
+
+    assert all(map(torch.equal, tensors, expected))
