@@ -34,31 +34,37 @@ MEAN_PRIOR_WEIGHT = 3.0
 class AcceptanceByShare:
     """Estimates the probability that the target's token is one that the draft gives a certain probability.
 
-    Each bin of probabilities learns the ratio of accepted tokens to the sum of their probabilities.
+    Each bin of probabilities learns the ratio of accepted tokens to the sum of their probabilities. First tokens after
+    a token have bins of their own: if tokens are drawn, the first one is accepted more often than it is the likeliest,
+    and the others only where it is rejected.
     """
 
     def __init__(self) -> None:
-        self._accepted = [SHARE_PRIOR_WEIGHT] * (len(SHARE_BINS) + 1)
-        self._expected = [SHARE_PRIOR_WEIGHT] * (len(SHARE_BINS) + 1)
+        num_bins = 2 * (len(SHARE_BINS) + 1)
+        self._accepted, self._expected = [SHARE_PRIOR_WEIGHT] * num_bins, [SHARE_PRIOR_WEIGHT] * num_bins
         self.mean = INITIAL_MEAN_ACCEPTANCE
         """Acceptance of the best token after an accepted one: estimates a token whose probability is not known yet."""
         self._num_best = 0
 
-    def estimate(self, share: float) -> float:
-        """Returns the estimate for a token with this probability."""
-        index = bisect_right(SHARE_BINS, share)
+    def estimate(self, share: float, position: int) -> float:
+        """Returns the estimate for a token with this probability, after so many others with the same parent."""
+        index = _bin(share, position)
         return min(share * self._accepted[index] / self._expected[index], 1.0)
 
     def observe(self, shares: Sequence[float], accepted: int | None) -> None:
         """Learns from tokens with one parent, the best one first, and which of them was accepted."""
         for position, share in enumerate(shares):
-            index = bisect_right(SHARE_BINS, share)
+            index = _bin(share, position)
             self._accepted[index] = self._accepted[index] * BIN_DECAY + (position == accepted)
             self._expected[index] = self._expected[index] * BIN_DECAY + share
         if shares:
             self._num_best += 1
             weight = 1 / min(self._num_best + MEAN_PRIOR_WEIGHT, 1 / (1 - BIN_DECAY))
             self.mean += ((accepted == 0) - self.mean) * weight
+
+
+def _bin(share: float, position: int) -> int:
+    return 2 * bisect_right(SHARE_BINS, share) + min(position, 1)
 
 
 class TreeLength:
@@ -167,7 +173,7 @@ class TreeLength:
 
     def _score(self, branching: Branching, position: int) -> float:
         shares = branching.shares
-        return branching.reach * self.acceptance.estimate(shares[position]) if position < len(shares) else 0.0
+        return branching.reach * self.acceptance.estimate(shares[position], position) if position < len(shares) else 0.0
 
     def _best_plan(self, plans: Sequence[Plan], num_drafted: int, prices: CostAwareLength) -> Plan:
         """Returns the plan that gains most tokens, less those that the time of its passes is worth.
@@ -177,6 +183,8 @@ class TreeLength:
         costs, draft_cost, rate, risked = prices.costs, prices.draft_cost, prices.rate, prices.risked_seconds
         most = max(costs.longest_trial - num_drafted, 0)
         seconds = [costs.optimistic_seconds(num_drafted + n + 1) for n in range(self.num_nodes + 1)]
+        # A tree that is continued may get past rows that are dearer than more of them, or were once measured so.
+        least = [*accumulate(reversed(seconds), min)][::-1]
         best, best_gain = plans[0], -inf
         if not draft_cost.rows.is_measured and self._num_rounds % 2:
             # Passes of the same size in all rounds would not show what a further token costs.
@@ -186,9 +194,10 @@ class TreeLength:
             size = len(plan.tokens)
             if not self._is_fixed:
                 left = risked - (draft_cost.seconds * draft_cost.rows.passes([len(plan.fed)]) if plan.fed else 0.0)
-                gains = [gain - rate * (here - seconds[0]) for gain, here in zip(gains, seconds, strict=False)]
+                passes = least if plan.fed else seconds
+                gains = [gain - rate * (here - seconds[0]) for gain, here in zip(gains, passes, strict=False)]
                 # One token costs little by now, and `should_draft` has permitted it.
-                sizes = [n for n in range(min(len(gains), most + 1)) if n <= 1 or seconds[n] <= left]
+                sizes = [n for n in range(min(len(gains), most + 1)) if n <= 1 or passes[n] <= left]
                 size = max(sizes, key=gains.__getitem__)
             sized = Plan(plan.tokens[:size])
             num_fed = len(sized.fed)

@@ -147,6 +147,7 @@ class TreeDrafter(ModelDrafter):
         growth.tokens.append(token)
         growth.parents.append(branching.node)
         growth.shares.append(branching.shares[branching.num_taken])
+        growth.positions.append(branching.num_taken)
         branching.num_taken += 1
         return len(growth.tokens) - 1
 
@@ -160,7 +161,9 @@ class TreeDrafter(ModelDrafter):
             if node != ROOT:
                 above = next(b for b in growth.branchings if b.node == growth.parents[node])
                 share = growth.shares[node]
-                reach = above.reach * (1.0 if share is None else policy.acceptance.estimate(share))
+                reach = above.reach * (
+                    1.0 if share is None else policy.acceptance.estimate(share, growth.positions[node])
+                )
             growth.branchings.append(Branching(node, len(path), reach, shares))
             growth.candidates.append(Candidates(ids, drawn_from))
         if policy.uses_confidence:

@@ -35,6 +35,7 @@ class Growth:
         ids: The text.
         tokens: Numbers, or `[1]` each on the draft's device if they were drawn: reading them would wait for it.
         rows: `[1, logits]` each, the distributions that the tokens were drawn from; None: the token was not drawn.
+        positions: Tokens with the same parent that were drawn before each token.
         branchings: What may follow each token that the draft read, and the text; `candidates` has their tokens.
         fed: Row in the draft's own tree of each token that it read.
         pass_rows: Tokens of each pass of the draft so far; the first one read the end of the text.
@@ -45,6 +46,7 @@ class Growth:
     tokens: list[Any] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     shares: list[float | None] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     rows: list[Tensor | None] = field(default_factory=list)
     branchings: list[Branching] = field(default_factory=list)
     candidates: list[Candidates] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Growth:
                 self.tokens.append(token)
                 self.parents.append(parent)
                 self.shares.append(None)
+                self.positions.append(0)
                 self.rows.append(None)
             parent = found
 
