@@ -110,8 +110,9 @@ class ModelDrafts:
 
     def loss(self, length: int) -> float:
         """Returns the tokens of plain decoding that a draft of so many tokens loses if it is rejected."""
-        further = (length - self.num_drafted) * self._passes_per_token.mean * self._draft_cost.typical_seconds
-        return (further + self._replay.optimistic_seconds(length + 1) - self.seconds_left(0.0)) / self._costs.seconds(1)
+        passes = self._num_passes + (length - self.num_drafted) * self._passes_per_token.mean
+        seconds = passes * self._draft_cost.typical_seconds + self._replay.optimistic_seconds(length + 1)
+        return (seconds - self._replay.pass_seconds(1)) / self._costs.seconds(1)
 
     def seconds_left(self, loss: float) -> float:
         """Returns what further passes of the draft and the target's pass may take, to lose so many tokens at most."""
