@@ -65,7 +65,8 @@ def command_line_for(setting: Setting) -> str:
     lookup = "+lookup" if setting.drafter == "model+lookup" and not is_auto else ""
     name = setting.draft.removesuffix(lookup)
     name = (name if setting.quant == "auto" else name.removesuffix(f":{setting.quant}")) + lookup
-    tree = f" --tree {setting.tree}" if setting.num_tree_nodes else ""
+    by_default = "auto" if setting.branches_by_default else "off"
+    tree = f" --tree {setting.tree}" if setting.tree != by_default else ""
     return f"-d {shlex.quote(name)}{quant} -k {setting.length}{tree}{backend}"
 
 

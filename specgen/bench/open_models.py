@@ -11,15 +11,21 @@ from specgen.bench.peers import LlamaCppPeer, Peer, TransformersPeer
 from specgen.bench.results import Setting
 from specgen.core.errors import SettingsError
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import BackendSettings, ModelSettings, PairSettings
+from specgen.core.settings import MAX_TREE_NODES, BackendSettings, DecodeSettings, ModelSettings, PairSettings
 from specgen.models.transformers_model import TransformersModel
+from specgen.runtime.drafting import with_trees
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import Pair, resolve_pair
 from specgen.text.vocabulary import compare_tokenizers
 
 
 def open_configurations(
-    baseline: Pair, drafts: Mapping[str, Pair], settings: Sequence[Setting], progress: ProgressListener = SILENT
+    baseline: Pair,
+    drafts: Mapping[str, Pair],
+    settings: Sequence[Setting],
+    progress: ProgressListener = SILENT,
+    *,
+    is_greedy: bool = True,
 ) -> list[Configuration]:
     """Loads the weights of a target and of every draft; returns the baseline, then a configuration per setting.
 
@@ -28,6 +34,7 @@ def open_configurations(
         drafts: A pair with the same target for each draft, by the `draft` of its settings.
         settings: What to run besides the baseline.
         progress: Receives the progress of loading.
+        is_greedy: No token is drawn; decides what the default of trees comes to.
 
     Raises:
         LoadError: A file is damaged.
@@ -35,9 +42,11 @@ def open_configurations(
     """
     target_alone = load_models(baseline, progress)
     loaded = {name: target_alone.with_draft(pair, progress) for name, pair in drafts.items()}
-    labelled = [
-        Configuration(_with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings
-    ]
+    # What the default of trees comes to may be among the settings already.
+    known = {
+        _completed(setting, loaded[setting.draft], is_greedy=is_greedy): loaded[setting.draft] for setting in settings
+    }
+    labelled = [Configuration(setting, models) for setting, models in known.items()]
     return [Configuration(Setting("none"), target_alone), *_with_distinct_labels(labelled)]
 
 
@@ -45,6 +54,8 @@ def open_backends(
     pairs: Mapping[str, tuple[Pair, Mapping[str, Pair]]],
     settings: Sequence[Setting],
     progress: ProgressListener = SILENT,
+    *,
+    is_greedy: bool = True,
 ) -> list[Configuration]:
     """Loads one target on several backends; returns the configurations of the first one, then those of the others.
 
@@ -52,6 +63,7 @@ def open_backends(
         pairs: The first two arguments of `open_configurations`, by the backend's name.
         settings: What to run on each backend.
         progress: Receives the progress of loading.
+        is_greedy: As in `open_configurations`.
 
     Raises:
         PairError: The backends tokenize differently.
@@ -64,7 +76,7 @@ def open_backends(
     return [
         replace(configuration, setting=replace(configuration.setting, backend=backend))
         for backend, (baseline, drafts) in pairs.items()
-        for configuration in open_configurations(baseline, drafts, settings, progress)
+        for configuration in open_configurations(baseline, drafts, settings, progress, is_greedy=is_greedy)
     ]
 
 
@@ -79,6 +91,17 @@ def _with_distinct_labels(configurations: Sequence[Configuration]) -> list[Confi
         else one
         for one in configurations
     ]
+
+
+def _completed(setting: Setting, models: LoadedModels, *, is_greedy: bool) -> Setting:
+    """Returns the setting as it really runs: drafts and trees by default are known by now."""
+    labelled = _with_label(setting, models)
+    given = DecodeSettings(1, schedule=setting.schedule, num_tree_nodes=MAX_TREE_NODES, tree_schedule="default")
+    by_default = with_trees(models, given, is_greedy=is_greedy)
+    completed = replace(labelled, branches_by_default=by_default.num_tree_nodes > 0)
+    if setting.tree_schedule != "default":
+        return completed
+    return replace(completed, num_tree_nodes=by_default.num_tree_nodes, tree_schedule=by_default.tree_schedule)
 
 
 def _with_label(setting: Setting, models: LoadedModels) -> Setting:

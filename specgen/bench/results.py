@@ -10,7 +10,7 @@ from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import SettingsError
 from specgen.core.metrics import Counts
 from specgen.core.results import LogitGap, ModelInfo
-from specgen.core.settings import DraftSchedule, Quantization, SamplingSettings
+from specgen.core.settings import DraftSchedule, Quantization, SamplingSettings, TreeSchedule
 
 BASELINE = 0
 """Index of the baseline, the target alone, among the settings of every report."""
@@ -32,7 +32,8 @@ class Setting:
         backend: `llama.cpp` or `transformers` if two backends are compared; else empty.
         concurrency: Requests that a server gets at a time.
         num_tree_nodes: Tokens of a draft that branches; 0: drafts don't.
-        tree_schedule: `auto` chooses sizes by cost, up to `num_tree_nodes`.
+        tree_schedule: `auto` chooses sizes by cost, up to `num_tree_nodes`; `default` until the models are loaded.
+        branches_by_default: `generate` drafts trees by cost at this draft length if it is not told otherwise.
     """
 
     drafter: str
@@ -45,7 +46,8 @@ class Setting:
     backend: str = ""
     concurrency: int = 1
     num_tree_nodes: int = 0
-    tree_schedule: DraftSchedule = "constant"
+    tree_schedule: TreeSchedule = "constant"
+    branches_by_default: bool = False
 
     @property
     def has_drafter(self) -> bool:

@@ -19,6 +19,7 @@ from specgen.core.settings import (
     MAX_TREE_NODES,
     RESERVED_VARIABLES,
     DraftSchedule,
+    TreeSchedule,
 )
 
 
@@ -51,12 +52,14 @@ def parse_draft_length(text: str) -> tuple[int, DraftSchedule]:
     raise SettingsError(f"invalid --draft-tokens {text!r}", f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}")
 
 
-def parse_tree(text: str) -> tuple[int, DraftSchedule]:
-    """Returns the most tokens of a tree, 0 for none, and the schedule of `--tree`.
+def parse_tree(text: str | None) -> tuple[int, TreeSchedule]:
+    """Returns the most tokens of a tree, 0 for none, and the schedule of `--tree`; None: it is not given.
 
     Raises:
         SettingsError: It is neither `auto` nor `off` nor an integer in range.
     """
+    if text is None:
+        return MAX_TREE_NODES, "default"
     if text in ("auto", "off"):
         return (MAX_TREE_NODES, "auto") if text == "auto" else (0, "constant")
     with suppress(ValueError):

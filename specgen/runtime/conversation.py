@@ -106,7 +106,13 @@ class Conversation(ChatHistory):
 
     def info(self, settings: ReplySettings) -> RunInfo:
         """Returns what runs, before the first reply."""
-        limits = DecodeSettings(settings.max_new_tokens, settings.num_draft_tokens, schedule=settings.schedule)
+        limits = DecodeSettings(
+            settings.max_new_tokens,
+            settings.num_draft_tokens,
+            schedule=settings.schedule,
+            num_tree_nodes=settings.num_tree_nodes,
+            tree_schedule=settings.tree_schedule,
+        )
         return run_info(self.models, Request((), limits, settings.sampling, settings.sampling_source))
 
     def stream(self, answer: Answer) -> Iterator[TextEvent]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from specgen.core.events import Notice
+from specgen.core.settings import DecodeSettings
 from specgen.engine.contract import LanguageModel, can_branch
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
@@ -64,6 +66,15 @@ def translated_model(pairing: Pairing, model: LanguageModel, max_positions: int 
         target_ids, draft_ids = zip(*pairing.pairs, strict=True)
         shared = SharedTokens(torch.tensor(target_ids), torch.tensor(draft_ids))
     return TranslatedModel(model, Translation(*pairing.tables), shared, max_positions)
+
+
+def with_trees(models: LoadedModels, settings: DecodeSettings, *, is_greedy: bool) -> DecodeSettings:
+    """Returns the settings with the trees that these models draft: see `TreeSchedule`."""
+    is_wanted = settings.schedule == "auto" and is_greedy and all(device.type == "cpu" for device in models.devices)
+    is_default = settings.tree_schedule == "default"
+    if no_trees_reason(models) is not None or (is_default and not is_wanted):
+        return replace(settings, num_tree_nodes=0, tree_schedule="constant")
+    return replace(settings, tree_schedule="auto") if is_default else settings
 
 
 def no_trees_reason(models: LoadedModels) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.memory import peak_memory_bytes
 from specgen.runtime import learned_costs
-from specgen.runtime.drafting import end_of_drafts, no_trees_reason
+from specgen.runtime.drafting import end_of_drafts, no_trees_reason, with_trees
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.stop_strings import StopStrings, with_text
 
@@ -62,7 +62,9 @@ class Generation:
 
     def __init__(self, models: LoadedModels, request: Request) -> None:
         self.models = models
-        self.request = request
+        is_asked_for = request.decode.num_tree_nodes > 0 and request.decode.tree_schedule != "default"
+        decode_settings = with_trees(models, request.decode, is_greedy=request.sampling.is_greedy)
+        self.request = request = replace(request, decode=decode_settings)
         self.info = run_info(models, request)
         self.counts = Counts()
         self.baseline: Baseline | None = None
@@ -75,7 +77,7 @@ class Generation:
         self.clock = device_clock(*models.devices)
         """Times the rounds; may be replaced before the iteration."""
         self._notices = list(models.notices)
-        if request.decode.num_tree_nodes and (reason := no_trees_reason(models)) is not None:
+        if is_asked_for and (reason := no_trees_reason(models)) is not None:
             notice = f"--tree has no effect: {reason}"
             self._notices += [notice] if notice not in models.reported else []
             models.reported.add(notice)
@@ -255,6 +257,7 @@ def target_alone(
 def run_info(models: LoadedModels, request: Request) -> RunInfo:
     """Returns what is known of an answer before its first token."""
     kind = models.pair.settings.drafter
+    limits = with_trees(models, request.decode, is_greedy=request.sampling.is_greedy)
     return RunInfo(
         target=models.target_info,
         draft=models.draft_info,
@@ -265,7 +268,7 @@ def run_info(models: LoadedModels, request: Request) -> RunInfo:
         max_new_tokens=request.decode.max_new_tokens,
         load_seconds=models.load_seconds,
         schedule=request.decode.schedule,
-        num_tree_nodes=0 if no_trees_reason(models) is not None else request.decode.num_tree_nodes,
-        tree_schedule=request.decode.tree_schedule,
+        num_tree_nodes=limits.num_tree_nodes,
+        tree_schedule="auto" if limits.tree_schedule == "auto" else "constant",
         batch_invariance=models.batch_invariance,
     )

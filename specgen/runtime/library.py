@@ -23,6 +23,7 @@ from specgen.core.settings import (
     Quantization,
     ReplySettings,
     SamplingSettings,
+    TreeSchedule,
 )
 from specgen.loading.libraries import forbid_foreign_code
 from specgen.runtime import learned_costs
@@ -59,7 +60,9 @@ class AnswerKeywords(TypedDict, total=False):
     num_draft_tokens: int | Literal["auto"]
     """Draft length; `auto`, the default, chooses it by measured cost."""
     num_tree_nodes: int | Literal["auto"]
-    """Tokens of drafts that branch, whose paths have up to `num_draft_tokens`; default 0: no branches."""
+    """Tokens of drafts that branch, whose paths have up to `num_draft_tokens`; 0: no branches. `auto` chooses their
+    number by measured cost: the default of greedy text if that chooses the draft length, too, and all models are on
+    CPUs; else 0."""
     sampling: SamplingSettings
     """How tokens are chosen; default: what the model's authors recommend, else greedy."""
     stops: Sequence[str]
@@ -243,6 +246,8 @@ def _draft_length(options: AnswerKeywords) -> tuple[int, DraftSchedule]:
     return (LONGEST_AUTO_DRAFT, "auto") if requested == "auto" else (requested, "constant")
 
 
-def _tree(options: AnswerKeywords) -> tuple[int, DraftSchedule]:
-    requested = options.get("num_tree_nodes", 0)
+def _tree(options: AnswerKeywords) -> tuple[int, TreeSchedule]:
+    if "num_tree_nodes" not in options:
+        return MAX_TREE_NODES, "default"
+    requested = options["num_tree_nodes"]
     return (MAX_TREE_NODES, "auto") if requested == "auto" else (requested, "constant")

@@ -224,6 +224,7 @@ class LoadedModels:
 
     def length_policy(self, settings: DecodeSettings) -> LengthPolicy | None:
         """Returns what decides the drafts of the next answer; None: the settings' constant length."""
+        assert settings.tree_schedule != "default", "`with_trees` has decided"
         by_cost = self.draft_length if self.weighs_costs(settings) else None
         if not self._has_trees(settings):
             return by_cost

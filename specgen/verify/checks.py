@@ -23,6 +23,7 @@ from specgen.engine.drafters.translated import SharedTokenDrafter, SharedTokens,
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.near_ties import logit_gap
 from specgen.engine.sampling import Sampler, token_distributions
+from specgen.runtime.drafting import with_trees
 from specgen.runtime.generation import target_alone
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.verify.results import DistributionError, ReferenceCheck, TextCheck
@@ -130,8 +131,8 @@ def compare_texts(models: LoadedModels, prompt: EncodedPrompt, limits: DecodeSet
     sampling = SamplingSettings()
     models.reuse_prefix(prompt.ids)
     sampler = models.sampler(sampling)
-    strict = replace(limits, strict=True)
-    draft_length = models.length_policy(limits)
+    strict = replace(with_trees(models, limits, is_greedy=True), strict=True)
+    draft_length = models.length_policy(strict)
     drafter = models.drafter(sampler)
     events = decode(models.target, drafter, prompt.ids, sampler, DecodeOptions(strict, draft_length))
     rounds = [event for event in events if isinstance(event, Round)]

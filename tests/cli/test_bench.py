@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,12 @@ def test_one_command_gives_table_json_csv_markdown_and_plot(bench: Cli, tmp_path
     assert ended.code == 0
     document = json.loads(files["json"].read_text())
     assert [(r["draft"], r["k"]) for r in document["results"]] == [
-        *((None, "0"), ("wrong float32", "2"), ("wrong float32", "auto")),
+        *((None, "0"), ("wrong float32", "2"), ("wrong float32", "auto"), ("wrong float32", "auto")),
         *(("lookup", "2"), ("lookup", "auto")),
     ]
     assert {len(r["runs"]) for r in document["results"]} == {4}
     assert document["environment"]["libraries"]["torch"]
-    assert len(files["csv"].read_text().splitlines()) == 21
+    assert len(files["csv"].read_text().splitlines()) == 25
     assert "\n\n| draft" in files["md"].read_text()
     assert "</svg>" in files["svg"].read_text()
 
@@ -246,12 +247,44 @@ def test_every_tree_is_measured_at_every_length() -> None:
     from specgen.cli.bench.benchmark import settings_of
     from specgen.cli.bench.inputs import parse_drafts, parse_trees
 
-    drafts, trees = parse_drafts([DraftName("m")], "auto"), parse_trees("off, 4,auto,4")
+    drafts, trees = parse_drafts([DraftName("m")], "auto"), parse_trees("off, 4,auto,4", is_quick=False)
 
     assert [command_line_for(setting) for setting in settings_of(drafts, ["2", "auto"], trees)] == [
         *("-d m -k 2", "-d m -k 2 --tree 4", "-d m -k 2 --tree auto"),
         *("-d m -k auto", "-d m -k auto --tree 4", "-d m -k auto --tree auto"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("tree", "length", "option"),
+    [("off", "auto", " --tree off"), ("auto", "auto", ""), ("4", "auto", " --tree 4"), ("off", "2", "")],
+)
+def test_a_recommended_tree_is_named_where_generate_does_otherwise(tree: str, length: str, option: str) -> None:
+    from specgen.bench.advice import command_line_for
+    from specgen.cli.bench.benchmark import settings_of
+    from specgen.cli.bench.inputs import parse_drafts
+
+    (setting,) = settings_of(parse_drafts([DraftName("m")], "auto"), [length], [tree])
+
+    by_default = replace(setting, branches_by_default=length == "auto")
+    assert command_line_for(by_default) == f"-d m -k {length}{option}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("-k", "2,auto"), [("2", "off"), ("auto", "off"), ("auto", "auto")]),
+        (("-k", "2,auto", "--tree", "off"), [("2", "off"), ("auto", "off")]),
+        (("--quick",), [("4", "off"), ("auto", "auto")]),
+    ],
+    ids=["default", "given", "quick"],
+)
+def test_by_default_trees_are_measured_where_generate_drafts_them(
+    bench: Cli, given: tuple[str, ...], expected: list[tuple[str, str]]
+) -> None:
+    rows = json.loads(bench(*given, "--format", "json").out)["results"]
+
+    assert [(row["k"], row["tree"]) for row in rows[1:]] == expected
 
 
 @pytest.mark.thorough

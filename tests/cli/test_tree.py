@@ -51,6 +51,28 @@ def test_the_option_wins_over_its_variable(cli: Cli, pair: list[str], monkeypatc
     assert document(cli("generate", "hello", *pair, "--json", "--tree=off"))["speculative"]["num_tree_nodes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "num_nodes"),
+    [(("-k", "auto"), 16), (("-k", "3"), 0), (("-k", "auto", "--tree", "off"), 0)],
+    ids=["auto", "fixed", "off"],
+)
+def test_drafts_branch_by_default_where_costs_decide_their_length(
+    cli: Cli, pair: list[str], options: tuple[str, ...], num_nodes: int
+) -> None:
+    made = document(cli("generate", "hello", *pair, "--json", *options))
+
+    assert made["speculative"]["num_tree_nodes"] == num_nodes
+    assert (made["stats"]["num_tree_steps"] > 0) <= (num_nodes > 0)
+    assert made["notices"] == []
+
+
+def test_a_draft_that_cannot_branch_is_no_reason_for_a_notice_by_default(cli: Cli, pair: list[str]) -> None:
+    made = document(cli("generate", "hello", *pair, "--json", "--draft", "lookup"))
+
+    assert made["speculative"]["num_tree_nodes"] == 0
+    assert not any("--tree" in notice for notice in made["notices"])
+
+
 @pytest.mark.parametrize("value", ["0", "17", "-1", "x", ""])
 @pytest.mark.parametrize("command", [("generate", "hello"), ("verify",)])
 def test_an_invalid_size_is_refused(cli: Cli, pair: list[str], command: tuple[str, ...], value: str) -> None:

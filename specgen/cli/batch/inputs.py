@@ -17,7 +17,7 @@ from specgen.cli.request import (
 from specgen.core.batch import Answering, BatchRequest
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule, PairSettings
+from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule, PairSettings, TreeSchedule
 from specgen.runtime.batch.local_fields import LocalSettings, read_settings
 from specgen.runtime.batch.requests import parse_requests, text_messages
 from specgen.runtime.pair import resolve_pair
@@ -51,7 +51,7 @@ class LocalInputs:
         options.sampling.resolve(None)
         self._options = options
         self._draft_length: tuple[int, DraftSchedule] = parse_draft_length(options.draft_tokens)
-        self._tree: tuple[int, DraftSchedule] = parse_tree(options.tree)
+        self._tree: tuple[int, TreeSchedule] = parse_tree(options.tree)
         variables = parse_template_variables(text.chat_template_variables)
         source = template_source(text.chat_template)
         self._template = None if text.chat_template == "none" else ChatTemplate(source, variables)

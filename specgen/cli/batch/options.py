@@ -9,7 +9,7 @@ from typing import Annotated
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
-from specgen.cli.options.models import AUTO, OFF, BackendOptions, LoadOptions, ModelOptions
+from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
 from specgen.cli.options.server import SERVER, SERVER_URL, ConnectionOptions
 
 HELP = "Answer a file of prompts, and continue where an earlier run stopped."
@@ -68,7 +68,7 @@ class BatchOptions:
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
     draft_tokens: g.DraftTokens = AUTO
-    tree: g.Tree = OFF
+    tree: g.Tree = None
     lookup_files: g.LookupFiles = ()
     text: TextOptions = field(default_factory=TextOptions)
     sampling: g.SamplingOptions = field(default_factory=g.SamplingOptions)

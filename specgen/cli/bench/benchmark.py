@@ -38,7 +38,8 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
         if is_auto and (notice := unused_draft_notice(baseline.target)):
             baseline = replace(baseline, notices=(*baseline.notices, notice))
         pairs[backend] = (baseline, draft_pairs(baseline, inputs.drafts, draft, progress))
-    configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths, inputs.trees), progress)
+    settings = settings_of(inputs.drafts, inputs.lengths, inputs.trees)
+    configurations = open_backends(pairs, settings, progress, is_greedy=inputs.settings.sampling.is_greedy)
     for models in _loaded(configurations):
         learned_costs.load(models)
     host = Host(environment())
@@ -51,7 +52,9 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
     return benchmark
 
 
-def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str], trees: Sequence[str] = (OFF,)) -> list[Setting]:
+def settings_of(
+    drafts: Sequence[DraftChoice], lengths: Sequence[str], trees: Sequence[str | None] = (OFF,)
+) -> list[Setting]:
     """Combines every draft with every length and every tree."""
     made = [
         Setting(draft.name.kind, draft.key, draft.key, *parse_draft_length(length), draft.quant)

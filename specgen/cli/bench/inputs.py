@@ -10,6 +10,7 @@ from typing import get_args
 
 from specgen.bench.results import BenchSettings
 from specgen.cli.bench.options import BenchOptions, RunOptions
+from specgen.cli.options.models import OFF
 from specgen.cli.prompt_input import read_text
 from specgen.cli.request import (
     parse_draft_length,
@@ -65,7 +66,7 @@ class Inputs:
     models: Mapping[str, tuple[ModelSettings, ModelSettings]]
     drafts: Sequence[DraftChoice]
     lengths: Sequence[str]
-    trees: Sequence[str]
+    trees: Sequence[str | None]
     prompts: Sequence[PromptEntry]
     settings: BenchSettings
     prompt_format: PromptFormat
@@ -86,7 +87,7 @@ def read_inputs(options: BenchOptions) -> Inputs:
     _check_peers(compared.peers, runs)
     drafts = parse_drafts(compared.drafts or [AUTO_DRAFT], options.load.draft_quant)
     lengths = parse_lengths(compared.draft_tokens or (QUICK_LENGTHS if runs.quick else DEFAULT_LENGTHS))
-    trees = parse_trees(compared.trees)
+    trees = parse_trees(compared.trees, is_quick=runs.quick)
     settings = bench_settings(runs)
     lookup_texts = read_lookup_files(compared.lookup_files, compared.drafts or [LOOKUP])
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
@@ -154,9 +155,14 @@ def parse_lengths(text: str) -> list[str]:
     return list(dict.fromkeys(lengths))
 
 
-def parse_trees(text: str) -> list[str]:
-    """Returns the sizes of trees in `off,4,auto`, each once; raises `SettingsError` for any other word."""
-    trees = list(dict.fromkeys(map(str.strip, text.split(","))))
+def parse_trees(text: str | None, *, is_quick: bool) -> list[str | None]:
+    """Returns the sizes of trees in `off,4,auto`, each once; raises `SettingsError` for any other word.
+
+    Without `text`, it is what `generate` does, None, and drafts without branches unless the measurement is quick.
+    """
+    if text is None:
+        return [None] if is_quick else [OFF, None]
+    trees: list[str | None] = list(dict.fromkeys(map(str.strip, text.split(","))))
     for tree in trees:
         parse_tree(tree)
     return trees

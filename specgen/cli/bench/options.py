@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
-from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, OFF, TARGET_NAMES, LlamaCppOptions, LoadOptions
+from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, TARGET_NAMES, LlamaCppOptions, LoadOptions
 from specgen.cli.options.server import BASELINE_SERVER, SERVER, SERVER_URL, ConnectionOptions
 from specgen.core.draft_name import DraftName
 from specgen.core.settings import SamplingSettings
@@ -61,14 +61,15 @@ class ComparedOptions:
         ),
     ] = None
     trees: Annotated[
-        str,
+        str | None,
         Option(
             ("--tree",),
-            "Sizes of drafts that branch, as in off,4,8 or off,auto; each is measured at each draft length.",
+            "Sizes of drafts that branch, as in off,4,8 or off,auto; each is measured at each draft length. Default: "
+            "off, and auto where that is generate's default; with --quick only the latter.",
             value="LIST",
             heading=g.SPECULATION,
         ),
-    ] = OFF
+    ] = None
     lookup_files: g.LookupFiles = ()
     peers: Annotated[
         tuple[str, ...],

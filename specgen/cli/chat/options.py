@@ -8,7 +8,7 @@ from typing import Annotated
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
-from specgen.cli.options.models import AUTO, OFF, BackendOptions, LoadOptions, ModelOptions
+from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
 from specgen.cli.options.server import ConnectionOptions, ServerOptions
 from specgen.core.settings import DEFAULT_REPLY_TOKENS
 
@@ -66,7 +66,7 @@ class DraftingOptions:
     """How tokens are drafted, and whether replies show a speedup."""
 
     draft_tokens: g.DraftTokens = AUTO
-    tree: g.Tree = OFF
+    tree: g.Tree = None
     lookup_files: g.LookupFiles = ()
     calibrate: Annotated[
         bool,

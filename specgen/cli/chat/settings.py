@@ -36,7 +36,7 @@ class ChatSettings:
     max_new_tokens: int = DEFAULT_REPLY_TOKENS
     draft_tokens: str = "auto"
     """`auto` or an integer."""
-    tree: str = "off"
+    tree: str | None = None
     """`auto`, `off` or an integer."""
     stops: tuple[str, ...] = ()
     strict: bool = False

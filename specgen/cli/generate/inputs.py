@@ -18,7 +18,7 @@ from specgen.cli.request import (
     template_source,
 )
 from specgen.core.errors import SettingsError
-from specgen.core.settings import DraftSchedule, PairSettings
+from specgen.core.settings import DraftSchedule, PairSettings, TreeSchedule
 from specgen.text.chat_template import ChatTemplate, Message
 
 
@@ -39,7 +39,7 @@ class Inputs:
     messages: tuple[Message, ...]
     template: ChatTemplate | None
     draft_length: tuple[int, DraftSchedule]
-    tree: tuple[int, DraftSchedule]
+    tree: tuple[int, TreeSchedule]
 
 
 def read_inputs(options: GenerateOptions) -> Inputs:

@@ -34,11 +34,11 @@ DraftTokens = Annotated[
     ),
 ]
 Tree = Annotated[
-    str,
+    str | None,
     Option(
         ("--tree",),
         "Draft several tokens for one position: trees of this many tokens, 1 to 16, with paths of up to -k. auto: as "
-        "many as are worth their measured cost.",
+        "many as are worth their measured cost. Default: auto for greedy text with -k auto on a CPU, else off.",
         value="N|auto|off",
         heading=SPECULATION,
         env="SPECGEN_TREE",

@@ -23,7 +23,7 @@ BACKEND = "Backend"
 AUTO = "auto"
 """Default of `--draft-tokens`."""
 OFF = "off"
-"""Default of `--tree`."""
+"""Value of `--tree` for drafts without branches."""
 
 TARGET_NAMES = ("-t", "-m", "--target", "--model")
 DRAFT_NAMES = ("-d", "--draft")

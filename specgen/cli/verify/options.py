@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
-from specgen.cli.options.models import OFF, BackendOptions, LoadOptions, ModelOptions
+from specgen.cli.options.models import BackendOptions, LoadOptions, ModelOptions
 
 HELP = "Check that drafts do not change the output of your model pair."
 EPILOG = """Checks the sampler exactly on toy models, whether logits depend on later tokens in the same pass, and \
@@ -42,7 +42,7 @@ class VerifyOptions:
         Option(("--against",), "Compare the target alone with transformers' own code, too.", heading=g.INPUT),
     ] = "none"
     draft_tokens: g.DraftTokens = "5"
-    tree: g.Tree = OFF
+    tree: g.Tree = None
     max_new_tokens: Annotated[
         int, Option(("-n", "--max-new-tokens"), "Tokens compared for each prompt.", heading=g.SAMPLING)
     ] = 64
