@@ -65,8 +65,9 @@ def command_line_for(setting: Setting) -> str:
     lookup = "+lookup" if setting.drafter == "model+lookup" and not is_auto else ""
     name = setting.draft.removesuffix(lookup)
     name = (name if setting.quant == "auto" else name.removesuffix(f":{setting.quant}")) + lookup
-    by_default = "auto" if setting.branches_by_default else "off"
-    tree = f" --tree {setting.tree}" if setting.tree != by_default else ""
+    # With `-k auto`, the default depends on the sampling and the devices.
+    is_named = setting.num_tree_nodes > 0 or (setting.can_branch and setting.schedule == "auto")
+    tree = f" --tree {setting.tree}" if is_named else ""
     return f"-d {shlex.quote(name)}{quant} -k {setting.length}{tree}{backend}"
 
 

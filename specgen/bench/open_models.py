@@ -13,7 +13,7 @@ from specgen.core.errors import SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import MAX_TREE_NODES, BackendSettings, DecodeSettings, ModelSettings, PairSettings
 from specgen.models.transformers_model import TransformersModel
-from specgen.runtime.drafting import with_trees
+from specgen.runtime.drafting import no_trees_reason, with_trees
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import Pair, resolve_pair
 from specgen.text.vocabulary import compare_tokenizers
@@ -34,7 +34,7 @@ def open_configurations(
         drafts: A pair with the same target for each draft, by the `draft` of its settings.
         settings: What to run besides the baseline.
         progress: Receives the progress of loading.
-        is_greedy: No token is drawn; decides what the default of trees comes to.
+        is_greedy: No token is drawn; decides what the default of trees resolves to.
 
     Raises:
         LoadError: A file is damaged.
@@ -42,7 +42,7 @@ def open_configurations(
     """
     target_alone = load_models(baseline, progress)
     loaded = {name: target_alone.with_draft(pair, progress) for name, pair in drafts.items()}
-    # What the default of trees comes to may be among the settings already.
+    # What the default of trees resolves to may be among the settings already.
     known = {
         _completed(setting, loaded[setting.draft], is_greedy=is_greedy): loaded[setting.draft] for setting in settings
     }
@@ -95,13 +95,12 @@ def _with_distinct_labels(configurations: Sequence[Configuration]) -> list[Confi
 
 def _completed(setting: Setting, models: LoadedModels, *, is_greedy: bool) -> Setting:
     """Returns the setting as it really runs: drafts and trees by default are known by now."""
-    labelled = _with_label(setting, models)
-    given = DecodeSettings(1, schedule=setting.schedule, num_tree_nodes=MAX_TREE_NODES, tree_schedule="default")
-    by_default = with_trees(models, given, is_greedy=is_greedy)
-    completed = replace(labelled, branches_by_default=by_default.num_tree_nodes > 0)
+    completed = replace(_with_label(setting, models), can_branch=no_trees_reason(models) is None)
     if setting.tree_schedule != "default":
         return completed
-    return replace(completed, num_tree_nodes=by_default.num_tree_nodes, tree_schedule=by_default.tree_schedule)
+    given = DecodeSettings(1, schedule=setting.schedule, num_tree_nodes=MAX_TREE_NODES, tree_schedule="default")
+    made = with_trees(models, given, is_greedy=is_greedy)
+    return replace(completed, num_tree_nodes=made.num_tree_nodes, tree_schedule=made.tree_schedule)
 
 
 def _with_label(setting: Setting, models: LoadedModels) -> Setting:

@@ -33,7 +33,7 @@ class Setting:
         concurrency: Requests that a server gets at a time.
         num_tree_nodes: Tokens of a draft that branches; 0: drafts don't.
         tree_schedule: `auto` chooses sizes by cost, up to `num_tree_nodes`; `default` until the models are loaded.
-        branches_by_default: `generate` drafts trees by cost at this draft length if it is not told otherwise.
+        can_branch: The drafts can branch.
     """
 
     drafter: str
@@ -47,7 +47,7 @@ class Setting:
     concurrency: int = 1
     num_tree_nodes: int = 0
     tree_schedule: TreeSchedule = "constant"
-    branches_by_default: bool = False
+    can_branch: bool = False
 
     @property
     def has_drafter(self) -> bool:

@@ -4,8 +4,8 @@ FBGEMM's kernel for float16 computes six rows at once and reads the weights agai
 rounds inputs and sums to it, and waits longer for the weights of few rows. On CPUs with AMX our own kernel computes on
 it, too: for 8960 x 1536 on two cores of an Intel Xeon (model 207), 1, 8, 17 and 256 rows took 1.07, 1.12, 1.6 and 8.8
 ms, on vectors 1.14, 1.65, 3.0 and 35, and by torch's kernel 1.9, 1.7, 2.4 and 4.7. On vectors, AVX512-BF16's product of
-bfloat16 was no faster there than a float32 product. On an AMD Zen 5 it multiplies twice as many inputs in the same
-time; with each input split into two terms, 8 to 17 rows took 2 to 7 % less time than in float32.
+bfloat16 was no faster there than a float32 product. On an AMD Zen 5 that product has twice the inputs in the same time,
+but each input needs two terms: 8 to 17 rows took 2 to 7 % less time than in float32, too little for kernels of its own.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ class LoadedModels:
         self.pair = pair
         self._set_draft(draft)
         # The cost of a target pass stays the same; the cost of a draft token and the acceptance rate don't.
-        self.draft_length = CostAwareLength(self.draft_length.costs)
+        self.draft_length, self.tree_acceptance = CostAwareLength(self.draft_length.costs), AcceptanceByShare()
         return notices
 
     def with_draft(self, pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:

@@ -257,17 +257,18 @@ def test_every_tree_is_measured_at_every_length() -> None:
 
 @pytest.mark.parametrize(
     ("tree", "length", "option"),
-    [("off", "auto", " --tree off"), ("auto", "auto", ""), ("4", "auto", " --tree 4"), ("off", "2", "")],
+    [("off", "auto", " --tree off"), ("auto", "auto", " --tree auto"), ("4", "2", " --tree 4"), ("off", "2", "")],
 )
-def test_a_recommended_tree_is_named_where_generate_does_otherwise(tree: str, length: str, option: str) -> None:
+def test_a_recommendation_names_trees_where_generate_might_decide_otherwise(
+    tree: str, length: str, option: str
+) -> None:
     from specgen.bench.advice import command_line_for
     from specgen.cli.bench.benchmark import settings_of
     from specgen.cli.bench.inputs import parse_drafts
 
     (setting,) = settings_of(parse_drafts([DraftName("m")], "auto"), [length], [tree])
 
-    by_default = replace(setting, branches_by_default=length == "auto")
-    assert command_line_for(by_default) == f"-d m -k {length}{option}"
+    assert command_line_for(replace(setting, can_branch=True)) == f"-d m -k {length}{option}"
 
 
 @pytest.mark.parametrize(
@@ -276,8 +277,9 @@ def test_a_recommended_tree_is_named_where_generate_does_otherwise(tree: str, le
         (("-k", "2,auto"), [("2", "off"), ("auto", "off"), ("auto", "auto")]),
         (("-k", "2,auto", "--tree", "off"), [("2", "off"), ("auto", "off")]),
         (("--quick",), [("4", "off"), ("auto", "auto")]),
+        (("-k", "auto", "--temperature", "0.7"), [("auto", "off")]),
     ],
-    ids=["default", "given", "quick"],
+    ids=["default", "given", "quick", "sampled"],
 )
 def test_by_default_trees_are_measured_where_generate_drafts_them(
     bench: Cli, given: tuple[str, ...], expected: list[tuple[str, str]]

@@ -141,10 +141,10 @@ def test_a_token_is_fed_if_what_follows_it_is_worth_its_row(share: float, num_fe
     assert step == Step([0] * num_fed, is_fed=True)
 
 
-@pytest.mark.parametrize(("dearest", "is_fed"), [(1.2, True), (1.8, True), (None, False)])
-def test_a_tree_is_continued_past_rows_that_cost_more_than_more_of_them(dearest: float | None, is_fed: bool) -> None:
+@pytest.mark.parametrize(("fourth", "is_fed"), [(1.2, True), (1.8, True), (None, False)])
+def test_a_tree_is_continued_past_rows_that_cost_more_than_more_of_them(fourth: float | None, is_fed: bool) -> None:
     """Seen: passes over four rows, measured while the machine was slow, ended all trees at three for minutes."""
-    steps = {1: 1.0, 2: 1.03, 3: 1.1, 4: dearest or 1.8, 5: 1.2 if dearest else 1.9, 17: 2.5}
+    steps = {1: 1.0, 2: 1.03, 3: 1.1, 4: fourth or 1.8, 5: 1.2 if fourth else 1.9, 17: 2.5}
     policy = TreeLength(8, CostAwareLength(costs := CostTable(steps), DraftCost(0.2, costs)), is_fixed=False)
     policy.acceptance.mean = 0.8
 

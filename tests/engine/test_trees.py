@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specgen.core.draft_tree import ROOT, DraftTree, depths_of
-from specgen.core.events import Round
+from specgen.core.events import Prefill, Round
 from specgen.core.settings import SamplingSettings
 from specgen.engine import target_pass, tree_verification
 from specgen.engine.draft_length.acceptance import LookupMatch
@@ -498,6 +498,39 @@ def test_a_draft_token_costs_a_pass_however_many_branches_it_continues() -> None
 
     assert prices.draft_cost.seconds == 0.25
     assert prices.costs.known[7] == 1.1
+
+
+def test_tokens_of_a_tree_that_the_target_did_not_test_are_not_rejected() -> None:
+    """The second of the first tokens is the target's, and the draft has only continued the best one."""
+    prices = CostAwareLength(CostTable({1: 1.0}), DraftCost(), acceptance=0.6)
+    policy = TreeLength(6, prices)
+    policy.start_text(Prefill(2, 0, 0.1, 0.1))
+    policy.start_round()
+    for _ in range(3):
+        policy.on_token(0.9)
+    before = prices._model._acceptance.mean.value
+    tree = DraftTree((5, 6, 7, 8), (ROOT, 0, 1, ROOT))
+
+    policy.observe(Round(1, (8,), 1, 2, 0, 0.5, 1.1, 0.0, "model", tree=tree))
+
+    assert prices._model._acceptance.mean.value > before
+
+
+def test_rows_of_the_drafts_passes_count_towards_what_a_tree_may_lose() -> None:
+    costs = CostTable(dict.fromkeys(range(1, 10), 1.0))
+    prices = CostAwareLength(costs, DraftCost(0.1, costs), acceptance=0.8)
+    prices.draft_cost.rows.share, prices.draft_cost.rows.is_measured = 0.5, True
+    policy = TreeLength(8, prices, is_fixed=False)
+    policy.start_text(Prefill(2, 0, 0.1, 0.1))
+    policy.start_round()
+    assert policy.should_draft()
+    risked = prices.risked_seconds
+
+    step = policy.next_tokens([Branching(ROOT, 0, 1.0, [0.5, 0.45])], 0, depth=8)
+    policy.on_token(0.9)
+
+    assert step == Step([0, 0], is_fed=True)
+    assert prices.risked_seconds == pytest.approx(risked - 0.15)
 
 
 def with_lookup(num_nodes: int, texts: Sequence[Sequence[int]]) -> Make:

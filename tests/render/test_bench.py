@@ -139,6 +139,18 @@ def test_a_name_is_cut_before_the_end_that_distinguishes_drafts() -> None:
 
 
 @pytest.mark.thorough
+def test_trees_and_chains_of_one_draft_have_names_of_their_own_in_the_plot() -> None:
+    made = report()
+    settings = [*made.settings[:2], replace(made.settings[1], num_tree_nodes=4)]
+    runs = [replace(run, setting=min(run.setting, 2)) for run in made.runs]
+    made = replace(made, settings=settings, runs=runs)
+
+    text = " ".join(ElementTree.fromstring(plot_bytes(made, figures_by_setting(made), ".svg")).itertext())
+
+    assert f"{LABEL} --tree 4" in text
+
+
+@pytest.mark.thorough
 def test_the_plot_is_a_picture_with_every_draft_in_it() -> None:
     made = report()
 

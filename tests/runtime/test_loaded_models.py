@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from specgen.core.draft_tree import ROOT
 from specgen.core.settings import DecodeSettings, DraftSchedule, ModelSettings, PairSettings
@@ -17,7 +18,8 @@ from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.draft_length.tree_plan import Branching
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ResolvedModel
-from specgen.runtime.loaded_models import _size_notice, load_models
+from specgen.runtime.drafting import with_trees
+from specgen.runtime.loaded_models import LoadedModels, _size_notice, load_models
 from specgen.runtime.pair import resolve_pair
 from tests.loading.builders import VOCAB, make_folder
 
@@ -95,3 +97,31 @@ def test_trees_are_sized_by_cost_whatever_decides_their_depth(tmp_path: Path, sc
 
     assert not policy.next_tokens(unsure, 0, depth=3).branchings
     assert fixed.next_tokens(unsure, 0, depth=3).branchings
+
+
+@pytest.mark.parametrize(
+    ("schedule", "is_greedy", "device", "num_nodes"),
+    [("auto", True, "cpu", 16), ("constant", True, "cpu", 0), ("auto", False, "cpu", 0), ("auto", True, "cuda", 0)],
+)
+def test_trees_are_the_default_of_greedy_text_on_a_cpu(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: DraftSchedule,
+    is_greedy: bool,
+    device: str,
+    num_nodes: int,
+) -> None:
+    settings = [
+        ModelSettings(str(make_folder(tmp_path / name)), quant="none", dtype="float32", device="cpu")
+        for name in ("target", "draft")
+    ]
+    models = load_models(resolve_pair(PairSettings(settings[0], "model", settings[1])))
+    given = DecodeSettings(9, 3, schedule, num_tree_nodes=16, tree_schedule="default")
+    if device != "cpu":
+        monkeypatch.setattr(LoadedModels, "devices", [torch.device("cpu"), torch.device(device)])
+
+    made = with_trees(models, given, is_greedy=is_greedy)
+
+    assert (made.num_tree_nodes, made.tree_schedule) == (num_nodes, "auto" if num_nodes else "constant")
+    assert isinstance(models.length_policy(made), TreeLength) == (num_nodes > 0)
+    assert with_trees(models, replace(given, tree_schedule="auto"), is_greedy=is_greedy).num_tree_nodes == 16

@@ -91,7 +91,8 @@ def save_costs(benchmark: Benchmark) -> None:
         measured = costs.verify_seconds if costs is not None and models.target is timed else None
         learned_costs.save(models, measured=measured)
     for index, configuration in enumerate(benchmark.configurations):
-        if configuration.setting.drafter == "model":
+        # Trees do not show how often the draft's best token is accepted.
+        if configuration.setting.drafter == "model" and not configuration.setting.num_tree_nodes:
             counts = total(run for run in report.runs if run.setting == index)
             learned_costs.save_acceptance(configuration.models, counts)
 

@@ -37,7 +37,7 @@ class ChatSettings:
     draft_tokens: str = "auto"
     """`auto` or an integer."""
     tree: str | None = None
-    """`auto`, `off` or an integer."""
+    """`auto`, `off` or an integer; None: the default."""
     stops: tuple[str, ...] = ()
     strict: bool = False
     """A failing drafter is an error."""
@@ -105,6 +105,8 @@ class ChatSettings:
     def to_figures(self) -> dict[str, Scalar]:
         """Returns the settings for the session file, without values that the user did not give."""
         figures: dict[str, Scalar] = {"max-new-tokens": self.max_new_tokens, "draft-tokens": self.draft_tokens}
+        if self.tree is not None:
+            figures["tree"] = self.tree
         sampling = {name: getattr(self.sampling, name.replace("-", "_"), None) for name in SETTING_NAMES}
         return figures | {name: value for name, value in sampling.items() if value is not None}
 
@@ -116,7 +118,10 @@ class ChatSettings:
             if name == "max-new-tokens":
                 is_unset = self.max_new_tokens == DEFAULT_REPLY_TOKENS
             with suppress(SettingsError):
-                if name == "draft-tokens" and not keep_draft_tokens:
+                if name == "tree":
+                    parse_tree(str(value))
+                    settings = settings if self.tree is not None else replace(settings, tree=str(value))
+                elif name == "draft-tokens" and not keep_draft_tokens:
                     settings = settings.with_draft_tokens(str(value))
                 elif is_unset:
                     settings = settings.with_value(name, str(value))

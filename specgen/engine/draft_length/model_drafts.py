@@ -59,10 +59,12 @@ class ModelDrafts:
         self._reach = self._unfinished = 1.0
         self.num_matched = 0
         """Accepted tokens of this round's tree that the model did not propose."""
+        self.further_rows = 0.0
+        """What the further rows of this round's passes cost, in passes over one."""
 
     def start_round(self) -> None:
         """Prepares for a new round."""
-        self.num_matched = 0
+        self.num_matched, self.further_rows = 0, 0.0
         self._confidences = []
         self._num_passes = self._num_unfinished = 0
         self._reach = self._unfinished = 1.0
@@ -116,7 +118,7 @@ class ModelDrafts:
 
     def seconds_left(self, loss: float) -> float:
         """Returns what further passes of the draft and the target's pass may take, to lose so many tokens at most."""
-        drafting = self._num_passes * self._draft_cost.typical_seconds
+        drafting = (self._num_passes + self.further_rows) * self._draft_cost.typical_seconds
         return loss * self._costs.seconds(1) + self._replay.pass_seconds(1) - drafting
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
@@ -193,7 +195,8 @@ class ModelDrafts:
             self._stats.num_missed += len(round_.token_ids)
             return num_missed
         num_drafted = len(round_.draft_ids) + round_.num_cut
-        is_whole = round_.num_accepted == num_drafted
+        # A path of a tree may end before its longest one: what would follow is not tested.
+        is_whole = round_.num_accepted == num_drafted and round_.tree is None
         num_tested = len(self._confidences) if is_whole else round_.num_accepted + round_.num_rejected
         for position, confidence in enumerate(self._confidences[:num_tested]):
             self._acceptance.observe(confidence, position < round_.num_accepted - self.num_matched)

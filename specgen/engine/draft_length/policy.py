@@ -118,6 +118,10 @@ class CostAwareLength:
         """Notes how many accepted tokens of a tree come from matches alone: they are no gain of the model."""
         self._model.num_matched = num_tokens
 
+    def note_rows(self, num_rows: int) -> None:
+        """Notes that the model's next pass is over so many rows of a tree."""
+        self._model.further_rows += self.draft_cost.rows.passes([num_rows]) - 1
+
     def should_draft(self) -> bool:
         length = self._model.num_drafted
         # The first round has no draft: it measures a pass of the target, and no output waits for a draft.

@@ -35,8 +35,8 @@ class AcceptanceByShare:
     """Estimates the probability that the target's token is one that the draft gives a certain probability.
 
     Each bin of probabilities learns the ratio of accepted tokens to the sum of their probabilities. First tokens after
-    a token have bins of their own: if tokens are drawn, the first one is accepted more often than it is the likeliest,
-    and the others only where it is rejected.
+    a token have bins of their own. Where tokens are drawn, the target may accept a first one that is not the likeliest,
+    and it tests the others only if it rejects the first.
     """
 
     def __init__(self) -> None:
@@ -168,6 +168,8 @@ class TreeLength:
         plans = plans_of(best_first(branchings, self._reaches, num_left, outlook), num_left)
         best = plans[-1] if self._prices is None else self._best_plan(plans, num_drafted, self._prices)
         if best.fed:
+            if self._prices is not None:
+                self._prices.note_rows(len(best.fed))
             return Step(best.fed, is_fed=True)
         return Step(best.drawn, False, best.num_matched(len(self._reaches)))
 
@@ -183,7 +185,7 @@ class TreeLength:
         costs, draft_cost, rate, risked = prices.costs, prices.draft_cost, prices.rate, prices.risked_seconds
         most = max(costs.longest_trial - num_drafted, 0)
         seconds = [costs.optimistic_seconds(num_drafted + n + 1) for n in range(self.num_nodes + 1)]
-        # A tree that is continued may get past rows that are dearer than more of them, or were once measured so.
+        # A tree that is continued may get past rows that cost more than more of them, or were once measured so.
         least = [*accumulate(reversed(seconds), min)][::-1]
         best, best_gain = plans[0], -inf
         if not draft_cost.rows.is_measured and self._num_rounds % 2:
@@ -193,7 +195,8 @@ class TreeLength:
             gains = [0.0, *accumulate(token.value for token in plan.tokens)]
             size = len(plan.tokens)
             if not self._is_fixed:
-                left = risked - (draft_cost.seconds * draft_cost.rows.passes([len(plan.fed)]) if plan.fed else 0.0)
+                num_passes = draft_cost.rows.passes([len(plan.fed)]) if plan.fed else 0.0
+                left = risked - num_passes * draft_cost.typical_seconds
                 passes = least if plan.fed else seconds
                 gains = [gain - rate * (here - seconds[0]) for gain, here in zip(gains, passes, strict=False)]
                 # One token costs little by now, and `should_draft` has permitted it.

@@ -51,8 +51,9 @@ def plot_bytes(report: BenchReport, figures: Sequence[SettingFigures], suffix: s
         measured = [item for item in figures if item.setting.has_drafter and item.speedup is not None]
         groups: dict[str, list[SettingFigures]] = defaultdict(list)
         for item in measured:
+            tree = f" --tree {item.setting.tree}" if item.setting.num_tree_nodes else ""
             on_backend = f" on {item.setting.backend}" if item.setting.backend else ""
-            groups[one_line(item.setting.label + on_backend)].append(item)
+            groups[one_line(item.setting.label + tree + on_backend)].append(item)
         _speedups(left, report, groups)
         _positions(right, groups)
         figure.suptitle(_title(report), fontsize=10)

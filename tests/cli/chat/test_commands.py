@@ -151,6 +151,16 @@ def test_settings_are_saved_and_options_override_them() -> None:
     assert (resumed.sampling.temperature, resumed.sampling.top_k, resumed.draft_tokens) == (0.9, 3, "2")
 
 
-@given(st.dictionaries(st.sampled_from([*SETTING_NAMES, "draft-tokens", "x"]), st.none() | st.text() | st.floats()))
+@pytest.mark.parametrize(("given", "expected"), [(None, "off"), ("4", "4")])
+def test_a_saved_tree_is_kept_unless_another_is_given(given: str | None, expected: str) -> None:
+    saved = ChatSettings(DEFAULTS, tree="off")
+
+    assert ChatSettings(DEFAULTS, tree=given).with_saved(saved.to_figures(), keep_draft_tokens=False).tree == expected
+    assert ChatSettings(DEFAULTS).with_saved(ChatSettings(DEFAULTS).to_figures(), keep_draft_tokens=False).tree is None
+
+
+@given(
+    st.dictionaries(st.sampled_from([*SETTING_NAMES, "draft-tokens", "tree", "x"]), st.none() | st.text() | st.floats())
+)
 def test_no_saved_setting_breaks_a_chat(figures: dict[str, object]) -> None:
     ChatSettings(DEFAULTS).with_saved(figures, keep_draft_tokens=False).for_reply(None)  # type: ignore[arg-type]

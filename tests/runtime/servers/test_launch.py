@@ -171,6 +171,25 @@ def test_an_adaptive_length_becomes_its_mean() -> None:
     assert chosen.speculation == Speculation(None, True, 2, is_adaptive=True)
 
 
+@pytest.mark.parametrize(("chains", "expected"), [((1.3, 1.2), 4), ((1.2, 1.3), 2), ((), 3)])
+def test_of_recommended_trees_the_fastest_chains_are_read(chains: tuple[float, ...], expected: int) -> None:
+    """Engines draft chains. Without chains, the mean length of the paths is read."""
+    document = json.loads(results())
+    document["recommendation"]["setting"] |= {"k": "auto", "tree": "auto"}
+    target, chain, *_ = document["results"]
+    stats = chain["summary"]["stats"]
+    rows = [
+        chain | {"k": k, "tree": "off", "summary": chain["summary"] | {"speedup": speedup}}
+        for k, speedup in zip(("4", "2"), chains, strict=False)
+    ]
+    mean = {"num_draft_tokens": 30, "num_spec_steps": 10}
+    trees = chain | {"k": "auto", "tree": "auto", "summary": chain["summary"] | {"speedup": 1.5, "stats": stats | mean}}
+
+    chosen = read_bench_results(json.dumps(document | {"results": [target, *rows, trees]}), "runs")
+
+    assert chosen.speculation == Speculation("Qwen/0.5B", False, expected, is_adaptive=not chains)
+
+
 def test_no_recommended_draft_is_none() -> None:
     slow = (0.2, 0.2, 0.2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +61,12 @@ def _choice(document: dict[str, Any]) -> BenchChoice:
     setting = advice["setting"]
     if setting is None:
         return BenchChoice(str(target["id"]), None, str(target["quant"]))
-    result = next(
-        one for one in document["results"] if all(one[key] == setting[key] for key in ("draft", "k", "drafter"))
-    )
+    result = _result_for(document["results"], setting)
     stats = result["summary"]["stats"]
-    is_adaptive = setting["k"] == "auto"
+    is_adaptive = result["k"] == "auto"
     # Rounds without a draft count: a fixed length is drafted in every round.
     mean = stats["num_draft_tokens"] / max(stats["num_spec_steps"], 1)
-    length = max(round(mean), 1) if is_adaptive else int(setting["k"])
+    length = max(round(mean), 1) if is_adaptive else int(result["k"])
     has_lookup = "lookup" in setting["drafter"]
     if setting["drafter"] == "lookup":
         return BenchChoice(str(target["id"]), Speculation(None, True, length, is_adaptive), str(target["quant"]))
@@ -81,3 +80,16 @@ def _choice(document: dict[str, Any]) -> BenchChoice:
     vocabulary: Vocabulary = "same" if found is None else "text" if found[1] == "text" else "shared"
     speculation = Speculation(name, has_lookup, length, is_adaptive, vocabulary)
     return BenchChoice(str(target["id"]), speculation, str(target["quant"]), str(draft["quant"]))
+
+
+def _result_for(results: Sequence[dict[str, Any]], setting: dict[str, Any]) -> dict[str, Any]:
+    """Returns the result of a setting; of one with trees the fastest chains of its draft, since engines draft chains.
+
+    Trees are returned if no chains were measured. Older documents have no trees.
+    """
+    of_draft = [one for one in results if all(one[key] == setting[key] for key in ("draft", "drafter"))]
+    chains = [one for one in of_draft if one.get("tree", "off") == "off"]
+    if setting.get("tree", "off") == "off":
+        return next(one for one in chains if one["k"] == setting["k"])
+    found = next(one for one in of_draft if (one["k"], one.get("tree")) == (setting["k"], setting["tree"]))
+    return max(chains, key=lambda one: one["summary"]["speedup"] or 0.0, default=found)
