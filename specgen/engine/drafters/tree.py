@@ -160,10 +160,8 @@ class TreeDrafter(ModelDrafter):
             reach = 1.0
             if node != ROOT:
                 above = next(b for b in growth.branchings if b.node == growth.parents[node])
-                share = growth.shares[node]
-                reach = above.reach * (
-                    1.0 if share is None else policy.acceptance.estimate(share, growth.positions[node])
-                )
+                share, position = growth.shares[node], growth.positions[node]
+                reach = above.reach * (1.0 if share is None else policy.acceptance.estimate(share, position))
             growth.branchings.append(Branching(node, len(path), reach, shares))
             growth.candidates.append(Candidates(ids, drawn_from))
         if policy.uses_confidence:
