@@ -126,14 +126,6 @@ def _move(shape: AttentionShape) -> str:
     addresses of `%count` positions, int64, and the position where the first of them goes. None of them is in front of
     its new place.
     """
-    copies = []
-    for at in range(0, shape.head_size, LANES):
-        copies += [
-            *load(f"x{at}", FLOATS, "from", "float", str(at)),
-            f"  %to{at} = getelementptr float, ptr %to, i64 {at}",
-            f"  store {FLOATS} %x{at}, ptr %to{at}, align 4",
-        ]
-    copied = "\n".join(copies)
     return f"""
 define void @move(ptr %tensors, i64 %num_tensors, i64 %head_stride, ptr %positions, i64 %first, i64 %count) {{
 entry:
@@ -157,7 +149,7 @@ positions_loop:
   %place = add i64 %first, %i
   %to_offset = mul i64 %place, {shape.head_size}
   %to = getelementptr float, ptr %head_here, i64 %to_offset
-{copied}
+  call void @rotate(ptr %from, ptr %to, ptr null, ptr null)
   %i_next = add i64 %i, 1
   %i_more = icmp ult i64 %i_next, %count
   br i1 %i_more, label %positions_loop, label %head_end

@@ -83,15 +83,7 @@ class Conversation(ChatHistory):
                 f"the conversation needs {use.num_tokens} tokens, but the model's window has {use.window}",
                 "remove the last exchange with /undo, start again with /clear, or shorten the message",
             )
-        limits = DecodeSettings(
-            max_new_tokens,
-            settings.num_draft_tokens,
-            schedule=settings.schedule,
-            end_ids=self.models.pair.end_ids,
-            strict=settings.strict,
-            num_tree_nodes=settings.num_tree_nodes,
-            tree_schedule=settings.tree_schedule,
-        )
+        limits = self._limits(settings, max_new_tokens)
         sampling = replace(settings.sampling, seed=(settings.sampling.seed + self.num_replies) % 2**63)
         self.num_replies += 1
         request = Request(
@@ -106,14 +98,19 @@ class Conversation(ChatHistory):
 
     def info(self, settings: ReplySettings) -> RunInfo:
         """Returns what runs, before the first reply."""
-        limits = DecodeSettings(
-            settings.max_new_tokens,
+        limits = self._limits(settings, settings.max_new_tokens)
+        return run_info(self.models, Request((), limits, settings.sampling, settings.sampling_source))
+
+    def _limits(self, settings: ReplySettings, max_new_tokens: int) -> DecodeSettings:
+        return DecodeSettings(
+            max_new_tokens,
             settings.num_draft_tokens,
             schedule=settings.schedule,
+            end_ids=self.models.pair.end_ids,
+            strict=settings.strict,
             num_tree_nodes=settings.num_tree_nodes,
             tree_schedule=settings.tree_schedule,
         )
-        return run_info(self.models, Request((), limits, settings.sampling, settings.sampling_source))
 
     def stream(self, answer: Answer) -> Iterator[TextEvent]:
         """Yields the events of a reply and adds them to the totals."""

@@ -195,9 +195,9 @@ class TreeLength:
             gains = [0.0, *accumulate(token.value for token in plan.tokens)]
             size = len(plan.tokens)
             if not self._is_fixed:
-                num_passes = draft_cost.rows.passes([len(plan.fed)]) if plan.fed else 0.0
-                left = risked - num_passes * draft_cost.typical_seconds
-                passes = least if plan.fed else seconds
+                num_fed = len(plan.fed)
+                left = risked - (draft_cost.rows.passes([num_fed]) * draft_cost.typical_seconds if num_fed else 0.0)
+                passes = least if num_fed else seconds
                 gains = [gain - rate * (here - seconds[0]) for gain, here in zip(gains, passes, strict=False)]
                 # One token costs little by now, and `should_draft` has permitted it.
                 sizes = [n for n in range(min(len(gains), most + 1)) if n <= 1 or passes[n] <= left]
